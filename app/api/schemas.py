@@ -1,0 +1,152 @@
+"""The resources as clients see them. Responses may grow: clients ignore fields that they do not know."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from app.contract.datasets import DatasetInfo
+from app.contract.explain import FieldError
+from app.contract.failure import Failure
+from app.contract.result import Result
+from app.contract.spec import Spec
+from app.contract.status import Status
+
+T = TypeVar("T")
+
+
+class Resource(BaseModel):
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+
+class Problem(Resource):
+    """Any error, as `application/problem+json` (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str = Field(description="Stable; branch on this.")
+    request_id: str
+    retryable: bool
+    errors: list[FieldError] = []
+
+
+class Page(Resource, Generic[T]):
+    items: list[T]
+    next_cursor: str | None = Field(description="Pass as `cursor` for the next page; null on the last.")
+
+
+class Progress(Resource):
+    phase: str
+    completed: int
+    total: int
+    unit: str
+    fraction: float = Field(ge=0, le=1)
+    updated_at: datetime
+
+
+class Links(Resource):
+    self: str
+    events: str
+    artifacts: str
+    cancel: str
+
+
+class Job(Resource):
+    """One accepted spec and its life. Loop until `done`, not until a particular status."""
+
+    id: str
+    kind: str
+    status: Status
+    done: bool
+    phase: str = Field(description="For people; an open set of words.")
+    display_name: str | None
+    labels: dict[str, str]
+    revision: int = Field(description="Grows with every change of this resource.")
+    attempt: int = Field(description="Number of the current or last attempt; 0 before the first.")
+    progress: Progress | None
+    estimated_finish_at: datetime | None
+    result: Result | None
+    error: Failure | None
+    created_at: datetime
+    queued_at: datetime
+    started_at: datetime | None = Field(description="Of the first attempt.")
+    finished_at: datetime | None
+    updated_at: datetime
+    expires_at: datetime | None
+    spec: Spec = Field(description="The resolved spec, every default filled in.")
+    links: Links
+
+
+class Estimate(Resource):
+    """Arithmetic on the spec, no promise of time."""
+
+    parameters: int | None = Field(description="Trainable parameters; null when the source decides.")
+    macs_per_image: int | None
+    training_macs: int | None = Field(description="Multiply-accumulates of the whole training, backward passes included.")
+    checkpoint_bytes: int | None
+
+
+class Validation(Resource):
+    """The answer to `?validate_only=true`: nothing was stored."""
+
+    spec: Spec
+    estimate: Estimate
+
+
+class Artifact(Resource):
+    name: str
+    role: str
+    media_type: str
+    size: int
+    sha256: str
+    created_at: datetime
+    expires_at: datetime | None
+    href: str
+
+
+class Event(Resource):
+    """An entry of the job's log; `seq` runs 1, 2, 3 … without a gap."""
+
+    seq: int
+    type: str
+    level: str
+    at: datetime
+    attempt: int
+    data: dict[str, JsonValue]
+
+
+class Worker(Resource):
+    id: str
+    device: str
+    device_name: str
+    threads: int
+    versions: dict[str, str]
+    job_id: str | None
+    last_seen_at: datetime
+    alive: bool
+
+
+class System(Resource):
+    version: str
+    workers: list[Worker]
+    queued: int
+    running: int
+    oldest_queued_seconds: float | None
+    database: bool
+    broker: bool
+
+
+class Readiness(Resource):
+    status: str = Field(description="ok or unavailable")
+    database: bool
+    broker: bool
+
+
+class Datasets(Resource):
+    items: list[DatasetInfo]
+    next_cursor: str | None = None

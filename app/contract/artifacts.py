@@ -1,0 +1,29 @@
+"""The files that a job publishes: their names, what each is for, and its media type. No other name is ever served."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, TypeAlias
+
+Role: TypeAlias = Literal["checkpoint", "report", "histogram", "metrics", "comparison", "manifest"]
+
+
+class ArtifactKind(NamedTuple):
+    role: Role
+    media_type: str
+
+
+_JSON, _PNG, _SAFETENSORS = "application/json", "image/png", "application/vnd.safetensors"
+
+ARTIFACTS: dict[str, ArtifactKind] = {
+    "model.safetensors": ArtifactKind("checkpoint", _SAFETENSORS),
+    "model.pt": ArtifactKind("checkpoint", "application/vnd.pytorch"),
+    "dense.safetensors": ArtifactKind("checkpoint", _SAFETENSORS),
+    "report.json": ArtifactKind("report", _JSON),
+    "report.csv": ArtifactKind("report", "text/csv; charset=utf-8"),
+    "histogram.json": ArtifactKind("histogram", _JSON),
+    "histogram.png": ArtifactKind("histogram", _PNG),
+    "metrics.jsonl": ArtifactKind("metrics", "application/jsonl"),
+    "comparison.json": ArtifactKind("comparison", _JSON),
+    "comparison.png": ArtifactKind("comparison", _PNG),
+    "manifest.json": ArtifactKind("manifest", _JSON),
+}

@@ -1,0 +1,95 @@
+"""Turns pydantic's errors into ones that a client can act on: a JSON Pointer, a stable code, a sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+
+class FieldError(BaseModel):
+    """One thing wrong with a request. `pointer` is a JSON Pointer (RFC 6901) into the body; "" is the whole."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pointer: str
+    code: str
+    detail: str
+
+
+MALFORMED = "json_invalid"
+"""The code of the single error of a text that is no JSON at all."""
+
+
+def explain(error: ValidationError, adapter: TypeAdapter[Any]) -> list[FieldError]:
+    """One entry an error, in the order found. Never repeats the input's value: it may be huge, or not be UTF-8."""
+    schema = adapter.json_schema()
+    return [_explain_one(detail, schema) for detail in error.errors(include_url=False, include_input=False)]
+
+
+def _explain_one(detail: Any, schema: dict[str, Any]) -> FieldError:
+    path, parent = _walk(detail["loc"], schema)
+    code, text = detail["type"], detail["msg"].removeprefix("Value error, ")
+    if code == "extra_forbidden":
+        code, text = "unknown_field", _unknown(str(path[-1]), sorted(parent.get("properties", {})), "field")
+    elif code in ("union_tag_invalid", "union_tag_not_found"):
+        tags = sorted(parent.get("discriminator", {}).get("mapping", {}))
+        key = detail["ctx"]["discriminator"].strip("'")
+        given = detail["ctx"].get("tag")
+        path = [*path, key]
+        code, text = ("missing", "Field required; one of: " + ", ".join(tags)) if given is None else (
+            "unknown_value",
+            _unknown(str(given), tags, "value"),
+        )
+    return FieldError(pointer="".join(f"/{_escape(str(step))}" for step in path), code=code, detail=text)
+
+
+def _unknown(given: str, known: list[str], what: str) -> str:
+    shown = given if len(given) <= 64 else given[:61] + "..."
+    close = difflib.get_close_matches(given[:64], known, n=1)
+    if close:
+        return f"unknown {what} {shown!r}: did you mean {close[0]!r}?"
+    return f"unknown {what} {shown!r}; known: " + ", ".join(known) if known else f"unknown {what} {shown!r}"
+
+
+def _escape(step: str) -> str:
+    return step.replace("~", "~0").replace("/", "~1")
+
+
+def _walk(loc: tuple[int | str, ...], schema: dict[str, Any]) -> tuple[list[int | str], dict[str, Any]]:
+    """Follow an error's location through the JSON Schema.
+
+    Pydantic puts a union's tag, and "[key]" for a mapping's key, among the steps; a document has no such places, so
+    they are left out. Returns the steps that remain and the schema of the object in which the last one lies.
+    """
+    definitions = schema.get("$defs", {})
+
+    def resolve(node: dict[str, Any]) -> dict[str, Any]:
+        while True:
+            if "$ref" in node:
+                node = definitions[node["$ref"].rpartition("/")[2]]
+                continue
+            members = [m for m in node.get("anyOf", node.get("allOf", ())) if m.get("type") != "null"]
+            if len(members) != 1:
+                return node
+            node = members[0]
+
+    path: list[int | str] = []
+    node = parent = resolve(schema)
+    for step in _without_key_marks(loc):
+        parent = node
+        mapping = node.get("discriminator", {}).get("mapping", {})
+        if step in mapping:
+            node = resolve({"$ref": mapping[step]})
+            continue
+        path.append(step)
+        inner = node.get("properties", {}).get(step) or node.get("additionalProperties") or node.get("items")
+        node = resolve(inner if isinstance(inner, dict) else {})
+    # An error about a union itself lies in no field: what is wanted then is the union, not what holds it.
+    return path, parent if path and not node.get("discriminator") else node
+
+
+def _without_key_marks(loc: tuple[int | str, ...]) -> Iterator[int | str]:
+    return (step for step in loc if step != "[key]")

@@ -1,0 +1,180 @@
+"""`report.json`, `histogram.json`, `comparison.json`, `metrics.jsonl` and `manifest.json` as models.
+
+Their JSON Schemas are published (`GET /v1/schemas/{name}`). Readers must accept fields they do not know; a change
+that is not an addition raises the version.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Accuracy(_Document):
+    """Test accuracy as a share of `total`, and the mean cross-entropy loss."""
+
+    correct: int
+    total: int
+    accuracy: float
+    loss: float
+
+
+class TensorReport(_Document):
+    name: str
+    layer: str = Field(description="The layer that it belongs to, such as layer2.0 or fc1.")
+    kind: Literal["weight", "bias"]
+    layer_kind: Literal["conv", "batchnorm", "linear"]
+    shape: tuple[int, ...]
+    total: int
+    eligible: bool = Field(description="Whether the pruning was to touch it.")
+    nonzero_before: int
+    nonzero_after: int
+    sparsity: float = Field(description="Zeros over total, after pruning.")
+    threshold: float | None
+    min: float = Field(description="Smallest value before pruning.")
+    max: float = Field(description="Largest value before pruning.")
+    emptied: bool = Field(description="Had non-zeros before pruning and has none now.")
+
+
+class LayerReport(_Document):
+    name: str
+    layer_kind: Literal["conv", "batchnorm", "linear"]
+    total: int
+    nonzero_before: int
+    nonzero_after: int
+    sparsity: float
+    macs_dense: int = Field(description="Multiply-accumulates per image; 0 for BatchNorm.")
+    macs_nonzero: int = Field(description="The same, of non-zero weights alone; nothing runs faster by it by itself.")
+
+
+class TotalReport(_Document):
+    parameters: int
+    eligible: int
+    nonzero_before: int
+    nonzero_after: int
+    sparsity: float
+    emptied: tuple[str, ...]
+    macs_dense: int
+    macs_nonzero: int
+
+
+class FileSize(_Document):
+    """Bytes of a checkpoint as it is, and after gzip (level 9, no name or time)."""
+
+    raw: int
+    gzipped: int
+
+
+class SizeReport(_Document):
+    """`model.safetensors` before (dense) and after pruning. Zeros in place make a file smaller only when packed."""
+
+    dense: FileSize
+    pruned: FileSize
+
+
+class Report(_Document):
+    """What pruning did to each tensor, each layer and the whole network, and what it cost in accuracy."""
+
+    version: Literal[1] = 1
+    kind: Literal["train", "prune"]
+    channels: tuple[int, int, int]
+    hidden: int
+    dataset: str
+    penalty: str | None
+    strength: float | None
+    method: str | None
+    threshold: float | None
+    accuracy_before: Accuracy
+    accuracy_after: Accuracy
+    total: TotalReport
+    layers: tuple[LayerReport, ...]
+    tensors: tuple[TensorReport, ...]
+    sizes: SizeReport
+
+
+class Distribution(_Document):
+    """`bins` centres evenly spaced from min to max, each weight counted at its nearest centre (ties go down)."""
+
+    min: float
+    max: float
+    centres: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+class TensorHistogram(_Document):
+    name: str
+    total: int
+    threshold: float | None
+    before: Distribution
+    after: Distribution | None = Field(description="null when nothing was pruned.")
+
+
+class Histogram(_Document):
+    version: Literal[1] = 1
+    bins: int
+    tensors: tuple[TensorHistogram, ...]
+
+
+class EpochMetrics(_Document):
+    """One line of `metrics.jsonl`: means over the epoch's training images."""
+
+    epoch: int = Field(ge=1)
+    loss: float = Field(description="Mean cross-entropy, without the penalty.")
+    penalty: float = Field(description="Mean of the penalty term that was added to the loss; 0 without one.")
+    accuracy: float = Field(description="On the training images, as they were met during the epoch.")
+    seconds: float
+
+
+class ComparedJob(_Document):
+    job_id: str
+    display_name: str | None
+    report: Report
+    histogram: Histogram
+
+
+class Comparison(_Document):
+    version: Literal[1] = 1
+    jobs: tuple[ComparedJob, ...]
+
+
+class ManifestFile(_Document):
+    name: str
+    role: str
+    media_type: str
+    size: int
+    sha256: str
+
+
+class Receipt(_Document):
+    """How the files came about: enough to make them again."""
+
+    spec: dict[str, JsonValue] = Field(description="The resolved spec, every default filled in.")
+    seed: int | None
+    dataset: str | None
+    dataset_sha256: str | None
+    inputs: dict[str, str] = Field(description="sha256 of each checkpoint or report read, by job_id/artifact.")
+    versions: dict[str, str]
+    device: str
+    device_name: str
+    threads: int
+    duration_seconds: float
+
+
+class Manifest(_Document):
+    version: Literal[1] = 1
+    files: tuple[ManifestFile, ...]
+    receipt: Receipt
+
+
+SCHEMAS: dict[str, type[BaseModel]] = {
+    "report": Report,
+    "histogram": Histogram,
+    "epoch-metrics": EpochMetrics,
+    "comparison": Comparison,
+    "manifest": Manifest,
+}

@@ -1,0 +1,38 @@
+"""The short answer of a finished job (`result`); the evidence is in its artifacts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+
+class _Result(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class NetworkResult(_Result):
+    """Of a train or prune job. "Before" and "after" are before and after pruning; equal when nothing was pruned."""
+
+    kind: Literal["train", "prune"]
+    accuracy_before: float = Field(ge=0, le=1, description="Share of the test images classified rightly.")
+    accuracy_after: float = Field(ge=0, le=1)
+    parameters: int
+    nonzero_before: int
+    nonzero_after: int
+    sparsity: float = Field(ge=0, le=1, description="Zeros over all parameters, after pruning.")
+    emptied: tuple[str, ...] = Field(description="Tensors that pruning left without a single non-zero.")
+    threshold: float | None
+    dataset: str
+    dataset_sha256: str
+    device: str
+    engine_seconds: float
+
+
+class CompareResult(_Result):
+    kind: Literal["compare"]
+    jobs: tuple[str, ...]
+
+
+Result: TypeAlias = Annotated[NetworkResult | CompareResult, Field(discriminator="kind")]
+RESULT: TypeAdapter[NetworkResult | CompareResult] = TypeAdapter(Result)

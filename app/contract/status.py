@@ -1,0 +1,52 @@
+"""The states of a job and the moves between them. The database enforces the same table (tests hold them together)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """Where a job is in its life. `is_terminal` is what a client should loop on (the API's `done`)."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        return not TRANSITIONS[self]
+
+    @property
+    def is_leased(self) -> bool:
+        """Whether an attempt (a worker with a lease) belongs to a job in this state."""
+        return self in (Status.RUNNING, Status.CANCELLING)
+
+    def may_become(self, other: Status) -> bool:
+        return other in TRANSITIONS[self]
+
+
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELLED, Status.FAILED}),
+    # Back to queued: the lease ran out, or the worker handed the job back while shutting down.
+    Status.RUNNING: frozenset({Status.QUEUED, Status.CANCELLING, Status.SUCCEEDED, Status.FAILED}),
+    # A cancel that was accepted is kept: an attempt that finishes or crashes meanwhile ends as cancelled.
+    Status.CANCELLING: frozenset({Status.CANCELLED}),
+    Status.SUCCEEDED: frozenset(),
+    Status.FAILED: frozenset(),
+    Status.CANCELLED: frozenset(),
+}
+
+
+class Phase(StrEnum):
+    """What a running job is doing, for people. An open word: clients must accept values they do not know."""
+
+    WAITING = "waiting"
+    PREPARING_DATA = "preparing_data"
+    TRAINING = "training"
+    EVALUATING = "evaluating"
+    PRUNING = "pruning"
+    REPORTING = "reporting"
+    PUBLISHING = "publishing"
