@@ -1,11 +1,14 @@
-"""What goes wrong on the command line, as a sentence and an exit code. Anything else is a bug and keeps its traceback."""
+"""What goes wrong on the command line, as a sentence and an exit code. All else is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 from pydantic import ValidationError
-from sqlalchemy.exc import OperationalError
+
+from app.cli.documents import BadDocument
+from app.client import BadAddress, ClientError, Problem, Unreachable
 
 USAGE, REFUSED, UNREACHABLE = 2, 3, 4
 
@@ -18,11 +21,38 @@ class Failure(NamedTuple):
 def describe(error: Exception) -> Failure | None:
     """None for an error that nobody foresaw."""
     match error:
+        case Problem():
+            return Failure(REFUSED, _problem(error))
+        case Unreachable():
+            hint = "Is it running? `secateur up` starts one here; SECATEUR_URL names another."
+            return Failure(UNREACHABLE, f"{error}\n{hint}")
+        case BadAddress() | BadDocument():
+            return Failure(USAGE, str(error))
+        case ClientError():
+            return Failure(REFUSED, str(error))
         case ValidationError(title="Settings"):
             return Failure(USAGE, _settings(error))
-        case OperationalError():
-            return Failure(UNREACHABLE, f"The database cannot be reached: {str(error.orig).splitlines()[0]}")
-    return None
+        case OSError(filename=str(filename), strerror=str(reason)):
+            return Failure(USAGE, f"{filename}: {reason}.")
+    return _of_the_database(error)
+
+
+def _problem(problem: Problem) -> str:
+    lines = [str(problem)]
+    lines += [f"  {field['pointer'] or '(the whole)'}: {field['detail']}" for field in problem.errors]
+    if problem.status == 401:
+        lines.append("The key comes from SECATEUR_API_KEY, or from the file api-key in --state-dir.")
+    if problem.status >= 500 and problem.request_id:
+        lines.append(f"Request {problem.request_id}.")
+    return "\n".join(lines)
+
+
+def _of_the_database(error: Exception) -> Failure | None:
+    # Only a command that used the database can fail so; the others need not load SQLAlchemy to say what happened.
+    exceptions = sys.modules.get("sqlalchemy.exc")
+    if exceptions is None or not isinstance(error, exceptions.OperationalError):
+        return None
+    return Failure(UNREACHABLE, f"The database cannot be reached: {str(error.orig).splitlines()[0]}")
 
 
 def _settings(error: ValidationError) -> str:
@@ -36,6 +66,6 @@ def _settings(error: ValidationError) -> str:
 def _setting(loc: tuple[int | str, ...], code: str, message: str) -> str:
     text = message.removeprefix("Value error, ")
     if not loc:
-        return f"Wrong settings: {text}."
+        return f"Wrong settings: {text}"
     name = f"SECATEUR_{loc[0]}".upper()
     return f"{name} is not set." if code == "missing" else f"{name}: {text}."

@@ -57,7 +57,8 @@ def create(
 @application.command("list")
 def list_all(state_dir: StateDir = STATE_DIR) -> None:
     """List all keys, never their secrets."""
-    from app.cli.tables import keys_table, show
+    from app.cli.consoles import show
+    from app.cli.tables import keys_table
     from app.db.session import session_scope
     from app.services.keys import list_keys
 

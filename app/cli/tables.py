@@ -1,0 +1,208 @@
+"""How resources look to a person."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from app.client import Artifact, Event, Job, System, Validation
+
+STATUS_STYLES = {
+    "queued": "yellow",
+    "running": "cyan",
+    "cancelling": "yellow",
+    "succeeded": "green",
+    "failed": "bold red",
+    "cancelled": "magenta",
+}
+
+
+class Key(Protocol):
+    """What is told of an API key, whatever row it comes from."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def scopes(self) -> Sequence[str]: ...
+    @property
+    def created_at(self) -> datetime: ...
+    @property
+    def expires_at(self) -> datetime | None: ...
+    @property
+    def revoked_at(self) -> datetime | None: ...
+    @property
+    def last_used_at(self) -> datetime | None: ...
+
+
+def status_text(job: Job) -> Text:
+    return Text(job["status"], style=STATUS_STYLES.get(job["status"], ""))
+
+
+def progress_text(job: Job) -> str:
+    """Such as "training 3/5 epochs"; empty for a job that does nothing now."""
+    if job["done"] or job["status"] == "queued":
+        return ""
+    phase, progress = job["phase"].replace("_", " "), job["progress"]
+    return f"{phase} {progress['completed']}/{progress['total']} {progress['unit']}" if progress else phase
+
+
+def clock(value: str | datetime | None) -> str:
+    """A time in the reader's own zone."""
+    if value is None:
+        return "–"
+    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def size(count: int) -> str:
+    if count < 1_000:
+        return f"{count} B"
+    return f"{count / 1e3:.1f} kB" if count < 1_000_000 else f"{count / 1e6:.2f} MB"
+
+
+def _facts(rows: Iterable[tuple[str, Any]]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        if value is not None and value != "":
+            table.add_row(name, value if isinstance(value, Text) else str(value))
+    return table
+
+
+def _listing(*columns: str, numbers: Sequence[str] = ()) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    return table
+
+
+def job_facts(job: Job) -> Table:
+    error = job["error"]
+    return _facts(
+        [
+            ("job", job["id"]),
+            ("kind", job["kind"]),
+            ("name", job["display_name"]),
+            ("labels", ", ".join(f"{key}={value}" for key, value in job["labels"].items())),
+            ("status", status_text(job)),
+            ("now", progress_text(job)),
+            ("error", Text(f"{error['message']} ({error['code']})", style="red") if error else None),
+            *_result_rows(job["result"] or {}),
+            ("created", clock(job["created_at"])),
+            ("started", clock(job["started_at"]) if job["started_at"] else None),
+            ("finished", clock(job["finished_at"]) if job["finished_at"] else None),
+            ("kept until", clock(job["expires_at"]) if job["expires_at"] else None),
+        ]
+    )
+
+
+def _result_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    if "accuracy_after" not in result:
+        return []
+    kept = f"{result['nonzero_after']:,} of {result['parameters']:,}"
+    return [
+        ("accuracy", f"{percent(result['accuracy_before'])} before pruning, {percent(result['accuracy_after'])} after"),
+        ("non-zeros", f"{kept} ({percent(result['sparsity'])} sparse)"),
+        ("emptied", ", ".join(result["emptied"])),
+    ]
+
+
+def jobs_table(jobs: Iterable[Job]) -> Table:
+    table = _listing("job", "kind", "status", "name", "created")
+    # An id that is cut or wrapped cannot be copied; the name gives way instead.
+    table.columns[0].no_wrap = True
+    table.columns[3].no_wrap, table.columns[3].overflow = True, "ellipsis"
+    for job in jobs:
+        created = f"{datetime.fromisoformat(job['created_at']).astimezone():%m-%d %H:%M}"
+        table.add_row(job["id"], job["kind"], status_text(job), job["display_name"] or "", created)
+    return table
+
+
+def artifacts_table(artifacts: Iterable[Artifact]) -> Table:
+    table = _listing("artifact", "role", "size", "sha256", numbers=["size"])
+    for artifact in artifacts:
+        table.add_row(artifact["name"], artifact["role"], size(artifact["size"]), artifact["sha256"][:12] + "…")
+    return table
+
+
+def events_table(events: Iterable[Event]) -> Table:
+    table = _listing("seq", "at", "event", "data", numbers=["seq"])
+    for event in events:
+        style = {"error": "red", "warning": "yellow"}.get(event["level"], "")
+        data = json.dumps(event["data"], ensure_ascii=False) if event["data"] else ""
+        table.add_row(str(event["seq"]), clock(event["at"]), Text(event["type"], style=style), data)
+    return table
+
+
+def system_facts(system: System) -> Table:
+    oldest = system["oldest_queued_seconds"]
+    waiting = "" if oldest is None else f", the oldest for {oldest:.0f} s"
+    parts = [name for name in ("database", "broker") if not system.get(name)]
+    return _facts(
+        [
+            ("version", system["version"]),
+            ("queued", f"{system['queued']}{waiting}"),
+            ("running", system["running"]),
+            ("away", Text(", ".join(parts), style="bold red") if parts else None),
+            ("workers", f"{sum(worker['alive'] for worker in system['workers'])} alive"),
+        ]
+    )
+
+
+def workers_table(system: System) -> Table:
+    table = _listing("worker", "device", "threads", "job", "last seen", numbers=["threads"])
+    for worker in system["workers"]:
+        seen = Text(clock(worker["last_seen_at"]), style="" if worker["alive"] else "red")
+        table.add_row(worker["id"], worker["device_name"], str(worker["threads"]), worker["job_id"] or "–", seen)
+    return table
+
+
+def validation_facts(validation: Validation) -> Table:
+    estimate = validation["estimate"]
+    counted = ("parameters", "macs_per_image", "training_macs")
+    rows: list[tuple[str, str | None]] = [("spec", "valid; nothing was submitted")]
+    for name in counted:
+        value: int | None = estimate[name]  # type: ignore[literal-required]
+        rows.append((name.replace("_", " ").replace("macs", "MACs"), None if value is None else f"{value:,}"))
+    bytes_ = estimate["checkpoint_bytes"]
+    return _facts([*rows, ("checkpoint", None if bytes_ is None else size(bytes_))])
+
+
+def keys_table(keys: Iterable[Key]) -> Table:
+    table = _listing("id", "tenant", "name", "scopes", "created", "last used", "state")
+    for key in keys:
+        table.add_row(
+            key.id,
+            key.tenant,
+            key.name,
+            " ".join(key.scopes),
+            clock(key.created_at),
+            clock(key.last_used_at),
+            _state(key),
+        )
+    return table
+
+
+def _state(key: Key) -> Text:
+    if key.revoked_at is not None:
+        return Text("revoked", style="red")
+    if key.expires_at is None:
+        return Text("valid", style="green")
+    if key.expires_at <= datetime.now(key.expires_at.tzinfo):
+        return Text("expired", style="red")
+    return Text(f"until {clock(key.expires_at)}", style="green")

@@ -1,0 +1,452 @@
+"""A small synchronous client of the HTTP API.
+
+ClientError
+├── BadAddress              what was given as the server's URL or key cannot be one
+├── Unreachable             no answer: nothing listens there, the name is unknown, the connection broke
+├── NotSecateur             an answer, but none that this API gives
+├── Problem                 the server refused; carries the problem details (RFC 9457)
+└── DownloadFailed
+    └── DigestMismatch      all bytes came, and they are not the ones that were published
+
+Resources are the API's own JSON objects, with the types below; fields that this client does not know are kept. Only
+reads are repeated when a connection breaks or the server is busy: a repeated submission would be a second job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Literal, Self, TypedDict, TypeVar, cast
+from urllib.parse import quote
+
+import httpx
+
+T = TypeVar("T")
+
+POLL_SECONDS = 2.0
+"""Between polls when the server names no time."""
+LONGEST_PAUSE_SECONDS = 60.0
+PATIENCE_SECONDS = 30.0
+"""How long one read goes on trying, in all."""
+_BUSY = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class ClientError(Exception):
+    """Base of all that this client raises. The message is a sentence for people."""
+
+
+class BadAddress(ClientError):
+    pass
+
+
+class Unreachable(ClientError):
+    pass
+
+
+class NotSecateur(ClientError):
+    pass
+
+
+class DownloadFailed(ClientError):
+    pass
+
+
+class DigestMismatch(DownloadFailed):
+    pass
+
+
+class FieldError(TypedDict):
+    pointer: str
+    code: str
+    detail: str
+
+
+class Problem(ClientError):
+    """The server refused. Branch on `code`; `errors` names the fields at fault by JSON Pointer."""
+
+    def __init__(self, status: int, body: Mapping[str, Any], retry_after: float | None = None) -> None:
+        self.status = status
+        self.title = str(body.get("title") or f"Status {status}")
+        self.detail = str(body.get("detail") or "")
+        self.code = str(body.get("code") or "")
+        self.request_id = str(body.get("request_id") or "")
+        self.errors: list[FieldError] = list(body.get("errors") or ())
+        self.retry_after = retry_after
+        super().__init__(f"{self.title}: {self.detail}" if self.detail else self.title)
+
+
+class Progress(TypedDict):
+    phase: str
+    completed: int
+    total: int
+    unit: str
+    fraction: float
+
+
+class JobError(TypedDict):
+    code: str
+    message: str
+    retryable: bool
+    attempt: int
+
+
+class Job(TypedDict):
+    id: str
+    kind: str
+    status: str
+    done: bool
+    phase: str
+    display_name: str | None
+    labels: dict[str, str]
+    revision: int
+    attempt: int
+    progress: Progress | None
+    estimated_finish_at: str | None
+    result: dict[str, Any] | None
+    error: JobError | None
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    expires_at: str | None
+    spec: dict[str, Any]
+
+
+class Estimate(TypedDict):
+    parameters: int | None
+    macs_per_image: int | None
+    training_macs: int | None
+    checkpoint_bytes: int | None
+
+
+class Validation(TypedDict):
+    spec: dict[str, Any]
+    estimate: Estimate
+
+
+class Artifact(TypedDict):
+    name: str
+    role: str
+    media_type: str
+    size: int
+    sha256: str
+    created_at: str
+    expires_at: str | None
+    href: str
+
+
+class Event(TypedDict):
+    seq: int
+    type: str
+    level: str
+    at: str
+    attempt: int
+    data: dict[str, Any]
+
+
+class Dataset(TypedDict):
+    name: str
+    description: str
+    train_images: int
+    test_images: int
+    classes: int
+
+
+class Worker(TypedDict):
+    id: str
+    device: str
+    device_name: str
+    threads: int
+    versions: dict[str, str]
+    job_id: str | None
+    last_seen_at: str
+    alive: bool
+
+
+class System(TypedDict):
+    version: str
+    workers: list[Worker]
+    queued: int
+    running: int
+    oldest_queued_seconds: float | None
+    database: bool
+    broker: bool
+
+
+class Client:
+    """Talks to one server with one key. Use it as a context manager, or call `close`."""
+
+    def __init__(self, url: str, api_key: str | None = None, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        address = _address(url)
+        self.url = str(address).rstrip("/")
+        self._patience = patience_seconds
+        self._answered = False
+        self._http = httpx.Client(
+            base_url=address,
+            headers=_headers(api_key),
+            timeout=httpx.Timeout(30.0, connect=5.0),
+            trust_env=address.host not in _LOOPBACK,  # a proxy cannot reach what listens here
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def submit(self, spec: Mapping[str, Any]) -> Job:
+        return cast(Job, self._post("/v1/jobs", spec))
+
+    def validate(self, spec: Mapping[str, Any]) -> Validation:
+        """The resolved spec and an estimate; nothing is stored."""
+        return cast(Validation, self._post("/v1/jobs?validate_only=true", spec))
+
+    def cancel(self, job_id: str) -> Job:
+        return cast(Job, self._post(f"{_job(job_id)}/cancel"))
+
+    def get(self, job_id: str) -> Job:
+        return cast(Job, self._get(_job(job_id)))
+
+    def list(self, *, status: Sequence[str] = (), kind: Sequence[str] = (), page_size: int = 100) -> Iterator[Job]:
+        """All jobs of the key's tenant, newest first, fetched page by page as they are taken."""
+        query = {"limit": page_size, "status": list(status), "kind": list(kind)}
+        return cast(Iterator[Job], self._pages("/v1/jobs", query))
+
+    def events(self, job_id: str) -> Iterator[Event]:
+        return cast(Iterator[Event], self._pages(f"{_job(job_id)}/events", {"limit": 100}))
+
+    def artifacts(self, job_id: str) -> Iterator[Artifact]:
+        return cast(Iterator[Artifact], self._pages(f"{_job(job_id)}/artifacts", {}))
+
+    def options(self) -> dict[str, Any]:
+        return self._get("/v1/options")
+
+    def datasets(self) -> Iterator[Dataset]:
+        return cast(Iterator[Dataset], self._pages("/v1/datasets", {}))
+
+    def system(self) -> System:
+        return cast(System, self._get("/v1/system"))
+
+    def wait(self, *job_ids: str, every: float | None = None) -> Iterator[Job]:
+        """Poll until each job is done, yielding every state seen, so that callers can draw progress.
+
+        Loops on `done`, so a status or phase that this client does not know cannot hang it. Waits as long between
+        polls as the server asks, unless `every` says otherwise (for a server of one's own).
+        """
+        waiting = list(dict.fromkeys(job_ids))
+        while waiting:
+            pause = 0.0
+            for job_id in tuple(waiting):
+                response = self._answer("GET", _job(job_id))
+                job = cast(Job, _object(response))
+                if job["done"]:
+                    waiting.remove(job_id)
+                pause = max(pause, _retry_after(response) or 0.0)
+                yield job
+            if waiting:
+                time.sleep(every if every is not None else pause or POLL_SECONDS)
+
+    def download(self, job_id: str, artifact: Artifact, folder: Path) -> Path:
+        """Fetch an artifact into a folder, and check it against its record's digest.
+
+        Bytes go to `NAME.part`, which a later call picks up where this one was interrupted; the name itself only ever
+        holds a whole and verified file. One that is there already is not fetched again.
+        """
+        target = folder / _file_name(artifact["name"])
+        if target.is_file() and _sha256(target) == artifact["sha256"]:
+            return target
+        part = target.with_name(target.name + ".part")
+        folder.mkdir(parents=True, exist_ok=True)
+        url = f"{_job(job_id)}/artifacts/{quote(artifact['name'], safe='')}"
+        resumed = self._fetch(url, part, artifact["size"])
+        if resumed and _sha256(part) != artifact["sha256"]:
+            # What an earlier run left may be of another file: only a fetch from the first byte tells.
+            part.unlink()
+            self._fetch(url, part, artifact["size"])
+        if (found := _sha256(part)) != artifact["sha256"]:
+            part.unlink()
+            raise DigestMismatch(
+                f"{artifact['name']} came damaged: its sha256 is {found}, and should be {artifact['sha256']}."
+            )
+        return part.replace(target)
+
+    def _fetch(self, url: str, part: Path, size: int) -> bool:
+        """Bring `part` to its full size. Returns whether bytes of an earlier run were kept."""
+        if part.exists() and part.stat().st_size > size:
+            part.unlink()
+        resumed = part.exists() and part.stat().st_size > 0
+        part.touch()
+        while (have := part.stat().st_size) < size:
+            try:
+                whole = self._retrying(lambda: self._stream(url, part))
+            except Unreachable:
+                if part.stat().st_size > have:
+                    continue  # some bytes came through: the patience starts anew
+                raise
+            resumed = resumed and not whole
+            if part.stat().st_size == have:
+                raise DownloadFailed(f"{part.name.removesuffix('.part')} ended after {have} of {size} bytes.")
+        return resumed
+
+    def _stream(self, url: str, part: Path) -> bool:
+        """Append what `part` lacks. Returns whether the server sent the whole file instead of the rest."""
+        headers = {"Accept-Encoding": "identity"}
+        if have := part.stat().st_size:
+            headers["Range"] = f"bytes={have}-"
+        # Redirects are followed here alone: a store may serve the bytes, but a redirected POST would become a GET.
+        with self._http.stream("GET", url, headers=headers, follow_redirects=True) as response:
+            if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:
+                part.unlink()
+                part.touch()
+                return True
+            if not response.is_success:
+                response.read()
+                raise _problem(response)
+            self._answered = True
+            whole = response.status_code != HTTPStatus.PARTIAL_CONTENT
+            with part.open("wb" if whole else "ab") as file:
+                for chunk in response.iter_bytes():
+                    file.write(chunk)
+        return whole
+
+    def _pages(self, path: str, query: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        cursor: dict[str, str] = {}
+        while True:
+            page = _object(self._answer("GET", path, params={**query, **cursor}))
+            yield from page.get("items", ())
+            if not page.get("next_cursor"):
+                return
+            cursor = {"cursor": page["next_cursor"]}
+
+    def _get(self, path: str) -> dict[str, Any]:
+        return _object(self._answer("GET", path))
+
+    def _post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        content = None if body is None else json.dumps(body, allow_nan=False).encode()
+        return _object(self._answer("POST", path, content=content))
+
+    def _answer(
+        self,
+        method: Literal["GET", "POST"],
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        content: bytes | None = None,
+    ) -> httpx.Response:
+        headers = {} if content is None else {"Content-Type": "application/json"}
+
+        def once() -> httpx.Response:
+            response = self._http.request(method, path, params=params, content=content, headers=headers)
+            if not response.is_success:
+                raise _problem(response)
+            self._answered = True
+            return response
+
+        return self._retrying(once) if method == "GET" else self._translated(once)
+
+    def _retrying(self, once: Callable[[], T]) -> T:
+        """Repeat a read while the connection breaks or the server is busy, within the patience.
+
+        A server that never answered is not waited for: most likely its address is wrong or it does not run.
+        """
+        deadline, pause = time.monotonic() + self._patience, 0.25
+        while True:
+            try:
+                return self._translated(once)
+            except (Unreachable, Problem) as error:
+                delay = _worth_waiting(error, pause)
+                if delay is None or (isinstance(error, Unreachable) and not self._answered):
+                    raise
+                if time.monotonic() + delay > deadline:
+                    raise
+            time.sleep(delay)
+            pause = min(2 * pause, 5.0)
+
+    def _translated(self, once: Callable[[], T]) -> T:
+        try:
+            return once()
+        except httpx.RequestError as error:
+            raise Unreachable(f"No answer from {self.url}: {error or type(error).__name__}.") from error
+
+
+def _worth_waiting(error: Unreachable | Problem, pause: float) -> float | None:
+    """How long to wait before the same read may go well; None when it will not."""
+    if isinstance(error, Unreachable):
+        return pause
+    if error.status in _BUSY:
+        return pause if error.retry_after is None else error.retry_after
+    return None
+
+
+def _address(url: str) -> httpx.URL:
+    try:
+        address = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise BadAddress(f"{url!r} is no URL: {error}.") from error
+    if address.scheme not in ("http", "https") or not address.host:
+        raise BadAddress(f"{url!r} is no server's address: it must look like http://127.0.0.1:8000.")
+    return address
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    headers = {"Accept": "application/json", "User-Agent": "secateur"}
+    if api_key is None:
+        return headers
+    if not (api_key.isascii() and api_key.isprintable() and " " not in api_key and api_key):
+        raise BadAddress("The API key is empty or holds characters that no key has.")
+    return {**headers, "Authorization": f"Bearer {api_key}"}
+
+
+def _job(job_id: str) -> str:
+    return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def _file_name(name: str) -> str:
+    # The name comes from the server and becomes a path here.
+    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise DownloadFailed(f"The server names an artifact {name!r}, which is no file's name.")
+    return name
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _object(response: httpx.Response) -> dict[str, Any]:
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise NotSecateur(f"{response.request.url} answered {response.status_code} with something that is no resource.")
+    return body
+
+
+def _problem(response: httpx.Response) -> ClientError:
+    """What a refusal says. A gateway's own error page is none of the API's, but its status still counts."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if isinstance(body, dict) and "title" in body:
+        return Problem(response.status_code, body, _retry_after(response))
+    if response.status_code in _BUSY:
+        return Problem(response.status_code, {"title": "The server is busy"}, _retry_after(response))
+    return NotSecateur(
+        f"{response.request.url} answered {response.status_code} {response.reason_phrase}, "
+        "and not as a Secateur server does."
+    )
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds, at most a minute; the header's other form, a date, is not one that this API sends."""
+    value = response.headers.get("Retry-After", "")
+    return min(float(value), LONGEST_PAUSE_SECONDS) if value.isascii() and value.isdigit() else None
