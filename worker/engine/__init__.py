@@ -1,0 +1,1 @@
+"""A library about networks: train, prune, measure, report. `pipeline.run` is the door."""

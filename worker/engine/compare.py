@@ -1,0 +1,46 @@
+"""Puts the reports and histograms of finished jobs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from app.contract.report import ComparedJob, Comparison, Histogram, Manifest, Report
+from worker.engine.drawing import draw_comparison
+from worker.engine.errors import InvalidInput
+from worker.engine.export import file_sha256, to_json
+
+_Document = TypeVar("_Document", bound=BaseModel)
+
+
+def read_jobs(jobs: Sequence[str], inputs: Mapping[str, Path]) -> tuple[Comparison, dict[str, str]]:
+    """The comparison, and the sha256 of every document read, by job_id/artifact. Raises `InvalidInput`."""
+    names = ("report.json", "histogram.json", "manifest.json")
+    comparison = Comparison(jobs=tuple(_read_job(job_id, inputs[job_id]) for job_id in jobs))
+    return comparison, {f"{job_id}/{name}": file_sha256(inputs[job_id] / name) for job_id in jobs for name in names}
+
+
+def comparison_files(comparison: Comparison) -> dict[str, bytes]:
+    return {"comparison.json": to_json(comparison), "comparison.png": draw_comparison(comparison)}
+
+
+def _read_job(job_id: str, folder: Path) -> ComparedJob:
+    display_name = _read(Manifest, job_id, folder / "manifest.json").receipt.spec.get("display_name")
+    return ComparedJob(
+        job_id=job_id,
+        display_name=display_name if isinstance(display_name, str) else None,
+        report=_read(Report, job_id, folder / "report.json"),
+        histogram=_read(Histogram, job_id, folder / "histogram.json"),
+    )
+
+
+def _read(document: type[_Document], job_id: str, path: Path) -> _Document:
+    if not path.is_file():
+        raise InvalidInput(f"{job_id} has no {path.name}: compare finished train or prune jobs")
+    try:
+        return document.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise InvalidInput(f"{path.name} of {job_id} does not read as what it should be: run that job again") from error

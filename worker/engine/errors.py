@@ -1,0 +1,80 @@
+"""What can go wrong in the engine. Each error knows the code that clients see; its message says what to do.
+
+EngineError
+├── DatasetUnavailable    files missing, broken, or not to be fetched
+├── InvalidCheckpoint     an input checkpoint that is not the network that it should be
+├── InvalidInput          an input document missing or broken, or of a job that cannot be compared
+├── NonFiniteLoss         training or evaluation left the range of finite numbers
+├── DeviceUnavailable     the device asked for is not there
+├── OutOfMemory           translated from PyTorch's and Python's own errors, see `translated`
+└── DiskFull              likewise
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+
+from app.contract.failure import FailureCode
+
+
+class EngineError(Exception):
+    """Base of all that the engine raises knowingly; anything else that comes out of it is a bug or the observer's."""
+
+    code: ClassVar[FailureCode] = FailureCode.INTERNAL_ERROR
+
+
+class DatasetUnavailable(EngineError):
+    code = FailureCode.DATASET_UNAVAILABLE
+
+
+class InvalidCheckpoint(EngineError):
+    code = FailureCode.INVALID_CHECKPOINT
+
+
+class InvalidInput(EngineError):
+    code = FailureCode.ARTIFACT_CORRUPT
+
+
+class NonFiniteLoss(EngineError):
+    code = FailureCode.NON_FINITE_LOSS
+
+
+class DeviceUnavailable(EngineError):
+    code = FailureCode.DEVICE_UNAVAILABLE
+
+
+class OutOfMemory(EngineError):
+    code = FailureCode.OUT_OF_MEMORY
+
+
+class DiskFull(EngineError):
+    code = FailureCode.DISK_FULL
+
+
+_OUT_OF_MEMORY = "the job needs more memory than the {place} has: take a smaller batch_size or smaller widths"
+# PyTorch's CPU allocator raises a bare RuntimeError; these words are all that tells it from others.
+_CPU_ALLOCATOR_WORDS = ("DefaultCPUAllocator", "not enough memory", "can't allocate memory")
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """The engine's border: exhausted memory and disks come out as errors of the engine, all else untouched."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(_OUT_OF_MEMORY.format(place="GPU")) from error
+    except MemoryError as error:
+        raise OutOfMemory(_OUT_OF_MEMORY.format(place="worker")) from error
+    except RuntimeError as error:
+        if any(words in str(error) for words in _CPU_ALLOCATOR_WORDS):
+            raise OutOfMemory(_OUT_OF_MEMORY.format(place="worker")) from error
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull("no space left for the artifacts: free space on the worker, then submit again") from error
+        raise

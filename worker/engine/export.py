@@ -1,0 +1,57 @@
+"""Writes the files of a finished run; the manifest comes last and vouches for the others."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel
+
+from app.contract.artifacts import ARTIFACTS
+from app.contract.report import Manifest, ManifestFile, Receipt
+
+_PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "scikit-learn", "matplotlib", "secateur")
+
+
+def publish(out: Path, files: Mapping[str, bytes], receipt: Receipt) -> None:
+    """Write every file, then `manifest.json`. A folder without a manifest is an unfinished one."""
+    for name, content in files.items():
+        (out / name).write_bytes(content)
+    manifest = Manifest(files=tuple(_describe(name, content) for name, content in files.items()), receipt=receipt)
+    (out / "manifest.json").write_bytes(to_json(manifest, indent=2))
+
+
+def _describe(name: str, content: bytes) -> ManifestFile:
+    kind = ARTIFACTS[name]
+    return ManifestFile(
+        name=name, role=kind.role, media_type=kind.media_type, size=len(content), sha256=sha256(content)
+    )
+
+
+def to_json(document: BaseModel, indent: int | None = None) -> bytes:
+    return document.model_dump_json(indent=indent).encode() + b"\n"
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of every installed package that had a hand in the result."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    # The wheel's metadata leave out which CUDA it was built for; that changes results.
+    return found | {"torch": torch.__version__}

@@ -1,0 +1,67 @@
+"""The `cnn` architecture as a module. `app.contract.network` says the same in numbers; a test holds them together."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from app.contract.network import KERNELS, POOLED
+from app.contract.spec import LayerKind, ModelSpec, ParameterKind
+from worker.engine.seeding import seeded
+
+_CLASSES = 10
+_SIDE_AFTER_POOLING = 28 >> sum(POOLED)
+
+
+class Cnn(nn.Module):
+    """Three convolutional layers and two linear ones, nothing between those two: [N, 1, 28, 28] → logits [N, 10]."""
+
+    def __init__(self, channels: tuple[int, int, int], hidden: int) -> None:
+        super().__init__()
+        first, second, third = channels
+        self.layer1 = _convolutional(1, first, KERNELS[0], pooled=POOLED[0])
+        self.layer2 = _convolutional(first, second, KERNELS[1], pooled=POOLED[1])
+        self.layer3 = _convolutional(second, third, KERNELS[2], pooled=POOLED[2])
+        self.fc1 = nn.Linear(third * _SIDE_AFTER_POOLING**2, hidden)
+        self.fc2 = nn.Linear(hidden, _CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.layer3(self.layer2(self.layer1(images)))
+        logits: Tensor = self.fc2(self.fc1(features.flatten(start_dim=1)))
+        return logits
+
+
+def _convolutional(width_in: int, width: int, kernel: int, *, pooled: bool) -> nn.Sequential:
+    convolution = nn.Conv2d(width_in, width, kernel, padding=kernel // 2)
+    pooling = [nn.MaxPool2d(2)] if pooled else []
+    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU(), *pooling)
+
+
+def fresh(model: ModelSpec, seed: int) -> Cnn:
+    """A network with PyTorch's default initial weights, drawn from `seed`."""
+    with seeded(seed):
+        return Cnn(model.channels, model.hidden)
+
+
+def skeleton(model: ModelSpec) -> dict[str, Tensor]:
+    """The state dict's names, shapes and types on the meta device: no memory, no values."""
+    with torch.device("meta"):
+        return Cnn(model.channels, model.hidden).state_dict()
+
+
+class Place(NamedTuple):
+    """Where a trainable tensor sits: `layer2.1.bias` is the bias of layer2.1, a BatchNorm."""
+
+    layer: str
+    layer_kind: LayerKind
+    kind: ParameterKind
+
+
+def place_of(name: str) -> Place:
+    layer, _, kind = name.rpartition(".")
+    parameter: Literal["weight", "bias"] = "weight" if kind == "weight" else "bias"
+    if layer.startswith("fc"):
+        return Place(layer, "linear", parameter)
+    return Place(layer, "conv" if layer.endswith(".0") else "batchnorm", parameter)

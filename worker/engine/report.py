@@ -1,0 +1,102 @@
+"""Counts what pruning did. Everything here can be recounted from the two checkpoints."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import Tensor
+
+from app.contract.network import layer_positions
+from app.contract.report import FileSize, LayerReport, SizeReport, TensorReport, TotalReport
+from app.contract.spec import Pruning
+from worker.engine.model import place_of
+from worker.engine.pruning import eligible
+
+
+def tensor_reports(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], pruning: Pruning | None
+) -> tuple[TensorReport, ...]:
+    return tuple(_tensor_report(name, before[name], after[name], pruning) for name in before)
+
+
+def _tensor_report(name: str, before: Tensor, after: Tensor, pruning: Pruning | None) -> TensorReport:
+    place, total, left = place_of(name), before.numel(), int(after.count_nonzero())
+    touched = pruning is not None and eligible(pruning, name)
+    return TensorReport(
+        name=name,
+        layer=place.layer,
+        kind=place.kind,
+        layer_kind=place.layer_kind,
+        shape=tuple(before.shape),
+        total=total,
+        eligible=touched,
+        nonzero_before=int(before.count_nonzero()),
+        nonzero_after=left,
+        sparsity=_sparsity(left, total),
+        threshold=pruning.threshold if pruning is not None and touched else None,
+        min=float(before.min()),
+        max=float(before.max()),
+        emptied=left == 0 < int(before.count_nonzero()),
+    )
+
+
+def layer_reports(tensors: Iterable[TensorReport]) -> tuple[LayerReport, ...]:
+    by_layer: dict[str, list[TensorReport]] = {}
+    for tensor in tensors:
+        by_layer.setdefault(tensor.layer, []).append(tensor)
+    return tuple(_layer_report(name, members) for name, members in by_layer.items())
+
+
+def _layer_report(name: str, tensors: Sequence[TensorReport]) -> LayerReport:
+    total, left = sum(tensor.total for tensor in tensors), sum(tensor.nonzero_after for tensor in tensors)
+    positions = layer_positions().get(name, 0)
+    weights = [tensor for tensor in tensors if tensor.kind == "weight"]
+    return LayerReport(
+        name=name,
+        layer_kind=tensors[0].layer_kind,
+        total=total,
+        nonzero_before=sum(tensor.nonzero_before for tensor in tensors),
+        nonzero_after=left,
+        sparsity=_sparsity(left, total),
+        macs_dense=positions * sum(tensor.total for tensor in weights),
+        macs_nonzero=positions * sum(tensor.nonzero_after for tensor in weights),
+    )
+
+
+def total_report(tensors: Sequence[TensorReport], layers: Sequence[LayerReport]) -> TotalReport:
+    parameters, left = sum(tensor.total for tensor in tensors), sum(tensor.nonzero_after for tensor in tensors)
+    return TotalReport(
+        parameters=parameters,
+        eligible=sum(tensor.total for tensor in tensors if tensor.eligible),
+        nonzero_before=sum(tensor.nonzero_before for tensor in tensors),
+        nonzero_after=left,
+        sparsity=_sparsity(left, parameters),
+        emptied=tuple(tensor.name for tensor in tensors if tensor.emptied),
+        macs_dense=sum(layer.macs_dense for layer in layers),
+        macs_nonzero=sum(layer.macs_nonzero for layer in layers),
+    )
+
+
+def _sparsity(nonzero: int, total: int) -> float:
+    return (total - nonzero) / total
+
+
+def size_report(dense: bytes, pruned: bytes) -> SizeReport:
+    return SizeReport(dense=_file_size(dense), pruned=_file_size(pruned))
+
+
+def _file_size(content: bytes) -> FileSize:
+    return FileSize(raw=len(content), gzipped=len(gzip.compress(content, compresslevel=9, mtime=0)))
+
+
+def to_csv(tensors: Iterable[TensorReport]) -> str:
+    """One row a tensor, the columns of `TensorReport`; a shape is written as 16×16×3×3, no threshold as nothing."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(TensorReport.model_fields), lineterminator="\n")
+    writer.writeheader()
+    for tensor in tensors:
+        writer.writerow(tensor.model_dump(mode="json") | {"shape": "×".join(map(str, tensor.shape))})
+    return text.getvalue()
