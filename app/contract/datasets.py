@@ -42,9 +42,7 @@ DATASETS: dict[DatasetName, DatasetInfo] = {
             test_images=360,
             folder=None,
         ),
-        DatasetInfo(
-            name=DatasetName.MNIST, description="MNIST handwritten digits.", folder="MNIST/raw", **_IDX
-        ),
+        DatasetInfo(name=DatasetName.MNIST, description="MNIST handwritten digits.", folder="MNIST/raw", **_IDX),
         DatasetInfo(
             name=DatasetName.FASHION_MNIST,
             description="Fashion-MNIST: ten kinds of clothing.",

@@ -39,9 +39,13 @@ def _explain_one(detail: Any, schema: dict[str, Any]) -> FieldError:
         key = detail["ctx"]["discriminator"].strip("'")
         given = detail["ctx"].get("tag")
         path = [*path, key]
-        code, text = ("missing", "Field required; one of: " + ", ".join(tags)) if given is None else (
-            "unknown_value",
-            _unknown(str(given), tags, "value"),
+        code, text = (
+            ("missing", "Field required; one of: " + ", ".join(tags))
+            if given is None
+            else (
+                "unknown_value",
+                _unknown(str(given), tags, "value"),
+            )
         )
     return FieldError(pointer="".join(f"/{_escape(str(step))}" for step in path), code=code, detail=text)
 

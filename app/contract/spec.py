@@ -23,7 +23,9 @@ JOB_ID_PATTERN = r"^job_[0-9a-f]{32}$"
 
 JobId = Annotated[str, StringConstraints(pattern=JOB_ID_PATTERN)]
 # Printable and single-line: these end up in logs, headers and terminals.
-DisplayName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$")]
+DisplayName = Annotated[
+    str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$")
+]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?$")]
 LabelValue = Annotated[str, StringConstraints(max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
 Channels = Annotated[int, Field(ge=1, le=512)]

@@ -1,0 +1,109 @@
+"""The error tree of the light side: facts about the domain, each with its HTTP status and stable code.
+
+SecateurError
+├── Malformed 400 · Unauthenticated 401 · Forbidden 403 · PayloadTooLarge 413 · UnsupportedMediaType 415
+├── NotFound 404: JobNotFound, ArtifactNotFound, SchemaNotFound
+├── Conflict 409: JobNotCancellable, SourceNotFinished
+├── InvalidSpec 422 (with one entry a field)
+└── Unavailable 503: ArtifactUnavailable (500 when the bytes no longer match)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from app.contract.explain import FieldError
+
+
+class SecateurError(Exception):
+    """Base of every error that a client may see. The message is the problem's `detail`."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    title: ClassVar[str] = "Internal error"
+    retryable: ClassVar[bool] = False
+    headers: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, detail: str, errors: Sequence[FieldError] = ()) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = list(errors)
+
+
+class Malformed(SecateurError):
+    status, code, title = 400, "malformed_request", "Malformed request"
+
+
+class InvalidCursor(Malformed):
+    code = "invalid_cursor"
+
+
+class Unauthenticated(SecateurError):
+    """One answer for every reason, so that it tells an attacker nothing."""
+
+    status, code, title = 401, "unauthenticated", "Authentication needed"
+    headers: ClassVar[dict[str, str]] = {"WWW-Authenticate": "Bearer"}
+
+    def __init__(self) -> None:
+        super().__init__("Send a valid key as `Authorization: Bearer sk_…`; make one with `secateur keys create`.")
+
+
+class Forbidden(SecateurError):
+    status, code, title = 403, "forbidden", "The key lacks a scope"
+
+
+class NotFound(SecateurError):
+    status, code, title = 404, "not_found", "Not found"
+
+
+class JobNotFound(NotFound):
+    """Also when the job is another tenant's: the two must not be told apart."""
+
+    code, title = "job_not_found", "No such job"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"There is no job {job_id[:64]!r}.")
+
+
+class ArtifactNotFound(NotFound):
+    code, title = "artifact_not_found", "No such artifact"
+
+
+class Conflict(SecateurError):
+    status, code, title = 409, "conflict", "Conflict"
+
+
+class JobNotCancellable(Conflict):
+    code, title = "job_not_cancellable", "The job has already ended"
+
+
+class SourceNotFinished(Conflict):
+    code, title, retryable = "source_not_finished", "A job that this one needs has not succeeded", True
+
+
+class PayloadTooLarge(SecateurError):
+    status, code, title = 413, "payload_too_large", "The body is too large"
+
+
+class UnsupportedMediaType(SecateurError):
+    status, code, title = 415, "unsupported_media_type", "Unsupported media type"
+
+
+class InvalidSpec(SecateurError):
+    status, code, title = 422, "invalid_spec", "The spec is invalid"
+
+
+class InvalidParameter(SecateurError):
+    status, code, title = 422, "invalid_parameter", "A parameter is invalid"
+
+
+class ArtifactUnavailable(SecateurError):
+    """The record is there and the bytes are not, or not the ones that were published: never serve them."""
+
+    status, code, title = 500, "artifact_corrupt", "The artifact's bytes are damaged"
+
+
+class Unavailable(SecateurError):
+    status, code, title, retryable = 503, "unavailable", "A part of the service is away", True
+    headers: ClassVar[dict[str, str]] = {"Retry-After": "5"}
