@@ -1,0 +1,16 @@
+"""Time as the database sees it: the only clock that decisions about a job rest on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, Interval, cast, func, literal
+
+
+def now() -> ColumnElement[Any]:
+    """The present moment, also late in a long transaction (`now()` would be its start)."""
+    return func.clock_timestamp()
+
+
+def seconds(count: float | ColumnElement[Any]) -> ColumnElement[Any]:
+    return cast(literal("1 second"), Interval) * count

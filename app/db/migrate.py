@@ -1,0 +1,26 @@
+"""Brings the schema up to date. Several processes may do so at once: an advisory lock makes them take turns."""
+
+from __future__ import annotations
+
+from importlib.resources import as_file, files
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import text
+
+from app.db.session import make_engine
+
+_LOCK = 0x5EC47E  # any number that nothing else in the database locks
+
+
+def upgrade(sqlalchemy_url: str, revision: str = "head") -> None:
+    engine = make_engine(sqlalchemy_url, pool_size=1)
+    try:
+        with engine.begin() as connection, as_file(files("migrations")) as folder:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+            config = Config()
+            config.set_main_option("script_location", str(folder).replace("%", "%%"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, revision)
+    finally:
+        engine.dispose()

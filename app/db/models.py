@@ -1,0 +1,143 @@
+"""The tables. What a row may never look like, the database itself refuses."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Index, MetaData, Text, func, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from app.contract.status import Status
+
+_NAMES = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+def _states(*states: Status) -> str:
+    return "(" + ", ".join(f"'{state}'" for state in states) + ")"
+
+
+ALL = _states(*Status)
+LEASED = _states(*(state for state in Status if state.is_leased))
+TERMINAL = _states(*(state for state in Status if state.is_terminal))
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=_NAMES)
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own declaration
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB(none_as_null=True),
+        list[str]: ARRAY(Text),
+        str: Text,
+    }
+
+
+class JobRow(Base):
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(f"status IN {ALL}", name="status_known"),
+        CheckConstraint(f"(status IN {LEASED}) = (lease_expires_at IS NOT NULL)", name="lease_while_attempted"),
+        CheckConstraint(f"(status IN {LEASED}) = (lease_owner IS NOT NULL)", name="owner_while_attempted"),
+        CheckConstraint(f"(status IN {TERMINAL}) = (finished_at IS NOT NULL)", name="finished_when_terminal"),
+        CheckConstraint("(status = 'succeeded') = (result IS NOT NULL)", name="result_when_succeeded"),
+        CheckConstraint("(status = 'failed') = (error IS NOT NULL)", name="error_when_failed"),
+        CheckConstraint(f"status NOT IN {LEASED} OR attempt > 0", name="attempt_counted"),
+        Index("ix_jobs_listing", "tenant", text("created_at DESC"), text("id DESC")),
+        Index("ix_jobs_queued", "queued_at", postgresql_where=text("status = 'queued'")),
+        Index("ix_jobs_leased", "lease_expires_at", postgresql_where=text(f"status IN {LEASED}")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    kind: Mapped[str]
+    status: Mapped[str]
+    phase: Mapped[str | None]
+    display_name: Mapped[str | None]
+    labels: Mapped[dict[str, Any]]
+    spec: Mapped[dict[str, Any]]
+    spec_version: Mapped[int]
+    revision: Mapped[int] = mapped_column(BigInteger, server_default="1")
+    events: Mapped[int] = mapped_column(server_default="0", comment="The last event's seq.")
+    attempt: Mapped[int] = mapped_column(server_default="0", comment="The fencing token of the last attempt.")
+    crashes: Mapped[int] = mapped_column(server_default="0", comment="Attempts whose lease ran out.")
+    lease_owner: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    progress: Mapped[dict[str, Any] | None]
+    result: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    queued_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime | None]
+    queue_deadline: Mapped[datetime]
+    runtime_deadline: Mapped[datetime | None]
+    publish_at: Mapped[datetime] = mapped_column(comment="When the wake-up message is due (again).")
+    publishes: Mapped[int] = mapped_column(server_default="0")
+
+
+class EventRow(Base):
+    __tablename__ = "job_events"
+    __table_args__ = (
+        CheckConstraint("seq > 0", name="seq_positive"),
+        # A job ends once, whatever races.
+        Index("uq_job_events_terminal", "job_id", unique=True, postgresql_where=text(f"type IN {TERMINAL}")),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    type: Mapped[str]
+    level: Mapped[str]
+    at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    attempt: Mapped[int]
+    data: Mapped[dict[str, Any]]
+
+
+class ArtifactRow(Base):
+    __tablename__ = "job_artifacts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    attempt: Mapped[int]
+    role: Mapped[str]
+    media_type: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ApiKeyRow(Base):
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    name: Mapped[str]
+    secret_sha256: Mapped[str]
+    scopes: Mapped[list[str]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+
+
+class WorkerRow(Base):
+    """A worker's sign of life, for people and `/v1/system`; no decision about a job rests on it."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    device: Mapped[str]
+    device_name: Mapped[str]
+    threads: Mapped[int]
+    versions: Mapped[dict[str, Any]]
+    job_id: Mapped[str | None]
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
