@@ -1,0 +1,89 @@
+"""The way to the workers: a Celery message that bears a job's id and nothing else.
+
+The row is the job and the message only a wake-up call, so losing or repeating one does no harm, and a broker that is
+away is no reason to refuse a job. This side knows the task's name, not its function.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+RUN_JOB = "secateur.run_job"
+QUEUE = "secateur.jobs"
+
+PUBLISH_TIMEOUT_SECONDS = 2
+
+logger = logging.getLogger(__name__)
+
+
+def make_celery(redis_url: str, *, socket_timeout_seconds: float = PUBLISH_TIMEOUT_SECONDS) -> Celery:
+    """Celery as both sides configure it. docs/operations.md says why each setting is as it is."""
+    celery = Celery("secateur", broker=redis_url, set_as_current=False)
+    celery.conf.update(
+        task_default_queue=QUEUE,
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        task_acks_late=True,
+        # The sweeper requeues a lost job, and counts: the broker would redeliver a poison job for ever.
+        task_reject_on_worker_lost=False,
+        worker_prefetch_multiplier=1,
+        worker_enable_remote_control=False,
+        worker_hijack_root_logger=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_soft_shutdown_timeout=5,
+        worker_proc_alive_timeout=60,
+        worker_pool_start_method="spawn",
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "visibility_timeout": 86_400,
+            "socket_timeout": socket_timeout_seconds,
+            "socket_connect_timeout": socket_timeout_seconds,
+            "max_retries": 0,
+        },
+    )
+    return celery
+
+
+def worker_command() -> list[str]:
+    """What starts a worker process: one job at a time, in a child with a clean interpreter (CUDA needs one)."""
+    options = ["--pool=prefork", "--concurrency=1", "--without-gossip", "--without-mingle", "--loglevel=WARNING"]
+    return [sys.executable, "-m", "celery", "--app=worker.main:celery", "worker", f"--queues={QUEUE}", *options]
+
+
+class Queue:
+    """The sending end."""
+
+    def __init__(self, celery: Celery) -> None:
+        self._celery = celery
+
+    def wake(self, job_id: str) -> bool:
+        """Tell a worker that a job waits. False, within seconds, when the broker is away: the sweeper sends again."""
+        try:
+            self._celery.send_task(RUN_JOB, args=[job_id], queue=QUEUE, retry=False)
+        except (OperationalError, OSError, RedisError) as error:
+            logger.warning(
+                "broker is away, the sweeper will send the message", extra={"job_id": job_id, "error": str(error)}
+            )
+            return False
+        return True
+
+    def is_up(self) -> bool:
+        """Whether the broker answers now."""
+        try:
+            with self._celery.connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, timeout=PUBLISH_TIMEOUT_SECONDS)
+                connection.default_channel.client.ping()
+        except Exception as error:  # the transport raises several families; for this question they mean one thing
+            logger.warning("broker does not answer", extra={"error": str(error)})
+            return False
+        return True
+
+    def close(self) -> None:
+        self._celery.close()

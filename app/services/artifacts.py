@@ -1,0 +1,41 @@
+"""Reading what a job published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sqlalchemy.orm import Session
+
+from app.contract.artifacts import ARTIFACTS
+from app.core.errors import ArtifactNotFound, ArtifactUnavailable
+from app.db import jobs
+from app.db.models import ArtifactRow, JobRow
+from app.services.jobs import get
+from app.storage import ArtifactStore, is_intact
+
+
+class OpenArtifact(NamedTuple):
+    record: ArtifactRow
+    path: Path
+
+
+def list_artifacts(session: Session, tenant: str, job_id: str) -> tuple[JobRow, Sequence[ArtifactRow]]:
+    job = get(session, tenant, job_id)
+    return job, jobs.artifacts(session, job_id)
+
+
+def open_artifact(session: Session, store: ArtifactStore, tenant: str, job_id: str, name: str) -> OpenArtifact:
+    """An artifact's record and its file, checked against each other. Raises ArtifactNotFound, ArtifactUnavailable."""
+    _, records = list_artifacts(session, tenant, job_id)
+    record = next((record for record in records if record.name == name and name in ARTIFACTS), None)
+    if record is None:
+        known = ", ".join(record.name for record in records) or "none: a job has artifacts once it has succeeded"
+        raise ArtifactNotFound(f"Job {job_id} has no artifact {name[:64]!r}; it has: {known}.")
+    path = store.folder(job_id, record.attempt) / record.name
+    if not is_intact(path, size=record.size, sha256=record.sha256):
+        raise ArtifactUnavailable(
+            f"The bytes of {name} are missing or no longer match their sha256: run the job again."
+        )
+    return OpenArtifact(record, path)

@@ -1,0 +1,124 @@
+"""API keys: made once, shown once, stored as a hash, compared in constant time."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from app.core.errors import Unauthenticated
+from app.db import keys
+from app.db.models import ApiKeyRow
+from app.db.session import session_scope
+
+
+class Scope(StrEnum):
+    JOBS_READ = "jobs:read"
+    JOBS_WRITE = "jobs:write"
+    ARTIFACTS_READ = "artifacts:read"
+    ADMIN = "admin"
+
+
+DEFAULT_TENANT = "default"
+CLIENT_SCOPES = (Scope.JOBS_READ, Scope.JOBS_WRITE, Scope.ARTIFACTS_READ)
+
+_TOKEN = re.compile(r"sk_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+_TENANT = re.compile(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who asks, and what the key allows."""
+
+    tenant: str
+    scopes: frozenset[str]
+    key_id: str | None
+
+    def may(self, scope: Scope) -> bool:
+        return scope in self.scopes or Scope.ADMIN in self.scopes
+
+
+ANYBODY = Principal(tenant=DEFAULT_TENANT, scopes=frozenset(CLIENT_SCOPES), key_id=None)
+"""Every caller, when authentication is switched off."""
+
+
+def _digest(secret: str) -> str:
+    # A plain hash will do: the secret is 256 random bits, which no dictionary holds.
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def create_key(
+    session: Session,
+    *,
+    tenant: str = DEFAULT_TENANT,
+    name: str,
+    scopes: Sequence[str] = CLIENT_SCOPES,
+    expires_at: datetime | None = None,
+) -> tuple[ApiKeyRow, str]:
+    """Make a key. Returns its record and the token, which exists nowhere else. Raises ValueError."""
+    if not _TENANT.fullmatch(tenant):
+        raise ValueError(f"tenant {tenant!r} must be 1 to 64 lower-case letters, digits and inner hyphens")
+    unknown = set(scopes) - set(Scope)
+    if unknown or not scopes:
+        raise ValueError(
+            f"scopes must be some of {', '.join(Scope)}; unknown: {', '.join(sorted(unknown)) or 'none given'}"
+        )
+    key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
+    row = keys.insert_key(
+        session,
+        key_id=key_id,
+        tenant=tenant,
+        name=name,
+        secret_sha256=_digest(secret),
+        scopes=scopes,
+        expires_at=expires_at,
+    )
+    return row, f"sk_{key_id}_{secret}"
+
+
+def authenticate(session: Session, token: str) -> Principal:
+    """The principal of a token. Raises Unauthenticated, the same for every reason."""
+    match = _TOKEN.fullmatch(token)
+    if match is None:
+        raise Unauthenticated
+    row = keys.usable(session, match[1])
+    # An unknown id costs the same comparison as a wrong secret.
+    known = row.secret_sha256 if row else _digest("")
+    if not hmac.compare_digest(known, _digest(match[2])) or row is None:
+        raise Unauthenticated
+    keys.touch(session, row)
+    return Principal(tenant=row.tenant, scopes=frozenset(row.scopes), key_id=row.id)
+
+
+def list_keys(session: Session) -> Sequence[ApiKeyRow]:
+    return keys.all_keys(session)
+
+
+def revoke_key(session: Session, key_id: str) -> bool:
+    """Whether there was such a key that was not revoked yet."""
+    return keys.revoke(session, key_id)
+
+
+def ensure_first_key(sqlalchemy_url: str, path: Path) -> None:
+    """Leave a working key in `path` (0600): the one that is there, or a new one when that no longer works."""
+    with session_scope(sqlalchemy_url) as session:
+        if path.exists():
+            try:
+                authenticate(session, path.read_text().strip())
+            except Unauthenticated:
+                path.unlink()
+            else:
+                return
+        _, token = create_key(session, name="first key")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(token + "\n")

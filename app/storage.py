@@ -1,0 +1,85 @@
+"""Where artifacts live: one folder an attempt, which appears whole or not at all, and is never written again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+
+class ArtifactStore(Protocol):
+    """What the service needs of a store. Paths are local: a remote store fetches into a cache first."""
+
+    def stage(self, job_id: str, attempt: int) -> Path:
+        """An empty folder to write into, invisible until `publish`."""
+
+    def publish(self, job_id: str, attempt: int) -> None:
+        """Make the staged folder durable and visible, at once."""
+
+    def discard(self, job_id: str, attempt: int) -> None:
+        """Remove whatever the attempt left, staged or published."""
+
+    def folder(self, job_id: str, attempt: int) -> Path:
+        """The attempt's published folder."""
+
+
+class LocalStore:
+    """A store in a folder of this machine, or of a file system that all machines mount."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def folder(self, job_id: str, attempt: int) -> Path:
+        return self._root / job_id / str(attempt)
+
+    def _staging(self, job_id: str, attempt: int) -> Path:
+        return self._root / job_id / f".{attempt}.partial"
+
+    def stage(self, job_id: str, attempt: int) -> Path:
+        folder = self._staging(job_id, attempt)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def publish(self, job_id: str, attempt: int) -> None:
+        staging = self._staging(job_id, attempt)
+        for path in staging.iterdir():
+            _sync(path)
+        _sync(staging)
+        staging.rename(self.folder(job_id, attempt))
+        _sync(staging.parent)
+
+    def discard(self, job_id: str, attempt: int) -> None:
+        shutil.rmtree(self._staging(job_id, attempt), ignore_errors=True)
+        shutil.rmtree(self.folder(job_id, attempt), ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """The file's digest in hex. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_intact(path: Path, *, size: int, sha256: str) -> bool:
+    """Whether the file is there with the bytes that were published. Hashed once for each state of the file on disk."""
+    try:
+        stat = path.stat()
+        return stat.st_size == size and _digest_of_state(path, stat.st_mtime_ns, stat.st_ino, size) == sha256
+    except OSError:
+        return False
+
+
+@lru_cache(maxsize=4096)
+def _digest_of_state(path: Path, mtime_ns: int, inode: int, size: int) -> str:  # noqa: ARG001 - the cache's key
+    return sha256_of(path)
