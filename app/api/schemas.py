@@ -63,7 +63,7 @@ class Job(Resource):
     kind: str
     status: Status
     done: bool
-    phase: str = Field(description="For people; an open set of words.")
+    phase: str | None = Field(description="For people; an open set of words. null once the job is done.")
     display_name: str | None
     labels: dict[str, str]
     revision: int = Field(description="Grows with every change of this resource.")
@@ -87,7 +87,9 @@ class Estimate(Resource):
 
     parameters: int | None = Field(description="Trainable parameters; null when the source decides.")
     macs_per_image: int | None
-    training_macs: int | None = Field(description="Multiply-accumulates of the whole training, backward passes included.")
+    training_macs: int | None = Field(
+        description="Multiply-accumulates of the whole training, backward passes included."
+    )
     checkpoint_bytes: int | None
 
 
@@ -126,7 +128,7 @@ class Worker(Resource):
     device_name: str
     threads: int
     versions: dict[str, str]
-    job_id: str | None
+    busy: bool
     last_seen_at: datetime
     alive: bool
 

@@ -1,0 +1,119 @@
+"""Every error as `application/problem+json`. Foreign exceptions are translated here, once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from app.api.schemas import Problem
+from app.contract.explain import FieldError
+from app.core.errors import InvalidParameter, SecateurError, Unavailable
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+_HINTS = {
+    404: "There is nothing at this path: see /docs for what there is.",
+    405: "This path does not take that method: see /docs.",
+}
+
+
+def install(app: FastAPI) -> None:
+    """Make every error that leaves the app a problem."""
+    app.add_exception_handler(SecateurError, _domain)
+    app.add_exception_handler(RequestValidationError, _parameters)
+    app.add_exception_handler(HTTPException, _http)
+    for away in (OperationalError, InterfaceError, PoolTimeout):
+        app.add_exception_handler(away, _database_away)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def problem(
+    *,
+    path: str,
+    request_id: str,
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    retryable: bool = False,
+    errors: Sequence[FieldError] = (),
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    body = Problem(
+        title=title,
+        status=status,
+        detail=detail,
+        instance=path,
+        code=code,
+        request_id=request_id,
+        retryable=retryable,
+        errors=list(errors),
+    )
+    return JSONResponse(body.model_dump(mode="json"), status, headers, media_type=MEDIA_TYPE)
+
+
+def of_error(error: SecateurError, *, path: str, request_id: str) -> JSONResponse:
+    return problem(
+        path=path,
+        request_id=request_id,
+        status=error.status,
+        code=error.code,
+        title=error.title,
+        detail=error.detail,
+        retryable=error.retryable,
+        errors=error.errors,
+        headers=error.headers,
+    )
+
+
+def _of(request: Request, error: SecateurError) -> JSONResponse:
+    return of_error(error, path=request.url.path, request_id=request.state.request_id)
+
+
+async def _domain(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, SecateurError)
+    return _of(request, error)
+
+
+async def _parameters(request: Request, error: Exception) -> JSONResponse:
+    """FastAPI's own answer would echo the input, and die on what is not JSON (NaN, a lone surrogate)."""
+    assert isinstance(error, RequestValidationError)
+    found = [
+        FieldError(pointer="/" + "/".join(map(str, detail["loc"])), code=detail["type"], detail=detail["msg"])
+        for detail in error.errors()
+    ]
+    return _of(request, InvalidParameter("A parameter is out of its bounds; `errors` says which.", found))
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    title = HTTPStatus(error.status_code).phrase
+    return problem(
+        path=request.url.path,
+        request_id=request.state.request_id,
+        status=error.status_code,
+        code=title.lower().replace(" ", "_"),
+        title=title,
+        detail=_HINTS.get(error.status_code, str(error.detail)),
+        headers=error.headers,
+    )
+
+
+async def _database_away(request: Request, error: Exception) -> JSONResponse:
+    logger.warning("database is away", extra={"error": str(error), "request_id": request.state.request_id})
+    return _of(request, Unavailable("The database does not answer. Nothing was changed: try again in a moment."))
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    logger.error("unexpected error", exc_info=error, extra={"request_id": request.state.request_id})
+    return _of(request, SecateurError("Something went wrong on our side; the log has more under this request_id."))

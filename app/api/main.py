@@ -1,0 +1,74 @@
+"""The HTTP application, built in a function; what it opens, its lifespan closes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+import app.api.errors as problems
+from app.api import openapi
+from app.api.deps import Parts
+from app.api.middleware import BodyLimit, RequestContext
+from app.api.routes import artifacts, catalogue, health, jobs
+from app.core.settings import Settings
+from app.core.version import VERSION
+from app.db.session import make_engine, make_sessions
+from app.queue import Queue, make_celery
+from app.services.sweeping import Sweeper
+from app.storage import LocalStore
+
+# Routes run on threads, forty at most: with a connection for each, none waits for one.
+POOL_SIZE = 20
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application. Without settings, those of the environment; raises when they are missing or wrong."""
+    settings = settings or Settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        parts = _open(settings)
+        sweeper = Sweeper(
+            parts.sessions,
+            parts.queue,
+            interval_seconds=settings.sweep_seconds,
+            max_attempts=settings.max_attempts,
+        )
+        app.state.parts = parts
+        sweeper.start()
+        try:
+            yield
+        finally:
+            await run_in_threadpool(sweeper.stop)
+            parts.queue.close()
+            parts.engine.dispose()
+
+    app = FastAPI(
+        title="Secateur",
+        version=VERSION,
+        summary="Trains a regularized CNN, prunes it, and returns the smaller network with the evidence.",
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for module in (jobs, artifacts, catalogue, health):
+        app.include_router(module.router)
+    problems.install(app)
+    openapi.install(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestContext)
+    return app
+
+
+def _open(settings: Settings) -> Parts:
+    engine = make_engine(settings.sqlalchemy_url, pool_size=POOL_SIZE)
+    return Parts(
+        settings=settings,
+        engine=engine,
+        sessions=make_sessions(engine),
+        queue=Queue(make_celery(settings.redis_url.get_secret_value())),
+        store=LocalStore(settings.artifact_dir),
+    )

@@ -1,0 +1,82 @@
+"""Around every request: an id, a bound on the body, one log entry."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.errors import of_error
+from app.core.errors import PayloadTooLarge
+
+logger = logging.getLogger("secateur.access")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class RequestContext:
+    """Gives each request an id (the client's `X-Request-Id` when it is harmless), echoes it, and logs the outcome."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        started, status = time.perf_counter(), 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            entry = {"request_id": request_id, "method": scope["method"], "path": scope["path"], "status": status}
+            logger.info("request", extra=entry | {"ms": round((time.perf_counter() - started) * 1000, 1)})
+
+
+class BodyLimit:
+    """Answers 413 as soon as a body is announced or found to be larger than it may be, without holding it."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self._app, self._max = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdigit() and int(announced) > self._max:
+            await self._refuse(scope, receive, send)
+            return
+        seen = 0
+
+        async def bounded_receive() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._max:
+                raise self._too_large()
+            return message
+
+        await self._app(scope, bounded_receive, send)
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"The body may have at most {self._max} bytes.")
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = of_error(self._too_large(), path=scope["path"], request_id=scope["state"]["request_id"])
+        response.headers["Connection"] = "close"  # the rest of the body is not going to be read
+        await response(scope, receive, send)

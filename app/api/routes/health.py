@@ -1,0 +1,54 @@
+"""For load balancers and operators."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from app.api.deps import READER_ONLY, PartsDep, SessionDep
+from app.api.openapi import problems
+from app.api.schemas import Readiness, System, Worker
+from app.core.version import VERSION
+from app.services import system
+
+router = APIRouter(tags=["system"])
+
+
+@router.get("/livez", operation_id="get_liveness")
+async def livez() -> dict[str, str]:
+    """Whether this process runs. It asks nobody else."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", operation_id="get_readiness", responses={503: {"model": Readiness}})
+def readyz(parts: PartsDep, response: Response) -> Readiness:
+    """Whether this process can serve: the database and the broker answer."""
+    database, broker = system.database_is_up(parts.sessions), parts.queue.is_up()
+    response.status_code = 200 if database and broker else 503
+    return Readiness(status="ok" if database and broker else "unavailable", database=database, broker=broker)
+
+
+@router.get("/v1/system", operation_id="get_system", dependencies=[READER_ONLY], responses=problems())
+def get_system(session: SessionDep, parts: PartsDep) -> System:
+    """Workers and how much waits for them."""
+    workers, depth = system.state(session)
+    return System(
+        version=VERSION,
+        workers=[
+            Worker(
+                id=row.id,
+                device=row.device,
+                device_name=row.device_name,
+                threads=row.threads,
+                versions=row.versions,
+                busy=row.job_id is not None,
+                last_seen_at=row.last_seen_at,
+                alive=alive,
+            )
+            for row, alive in workers
+        ],
+        queued=depth.queued,
+        running=depth.running,
+        oldest_queued_seconds=depth.oldest_queued_seconds,
+        database=True,
+        broker=parts.queue.is_up(),
+    )
