@@ -1,0 +1,113 @@
+"""The heartbeat of an attempt: a thread that renews the lease, stores progress and events, and learns of a cancel."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.contract.status import Phase, Status
+from app.db import jobs
+from app.db.jobs import Claim, NewEvent
+
+logger = logging.getLogger(__name__)
+
+GIVE_UP = 0.8
+"""A worker that could not beat for this share of the lease stops by itself, before somebody else starts."""
+
+
+class AttemptStopped(Exception):
+    """The run must end here."""
+
+
+class CancelRequested(AttemptStopped):
+    """The client wants the job cancelled."""
+
+
+class Fenced(AttemptStopped):
+    """The attempt has lost the job: another one owns it now, or it has ended. Nothing may be written any more."""
+
+
+class Heart:
+    """Beats from `start` to `stop`. The run reports to it and asks `check` whether to go on."""
+
+    def __init__(
+        self, sessions: sessionmaker[Session], claim: Claim, *, beat_seconds: float, lease_seconds: float
+    ) -> None:
+        self._sessions, self._claim = sessions, claim
+        self._beat_seconds, self._lease_seconds = beat_seconds, lease_seconds
+        self._lock = threading.Lock()
+        self._phase: str = Phase.PREPARING_DATA
+        self._progress: Mapping[str, Any] | None = None
+        self._events: list[NewEvent] = []
+        self._status: Status | None = Status.RUNNING
+        self._last_beat = time.monotonic()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"heart of {claim.job_id}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> list[NewEvent]:
+        """End the beating. Returns the events that are not stored yet: they go with the last write."""
+        self._stopping.set()
+        self._thread.join()
+        return self._events
+
+    @property
+    def phase(self) -> str:
+        return self._phase
+
+    def enter(self, phase: str) -> None:
+        with self._lock:
+            self._phase, self._progress = phase, None
+            self._events.append(NewEvent("phase", {"phase": phase}))
+
+    def progress(self, progress: Mapping[str, Any]) -> None:
+        self._progress = progress  # one assignment: whole or not at all for the other thread
+
+    def event(self, event: NewEvent) -> None:
+        with self._lock:
+            self._events.append(event)
+
+    def check(self) -> None:
+        """Raise what must end the run, if anything must."""
+        if self._status is Status.CANCELLING:
+            raise CancelRequested
+        if self._status is not Status.RUNNING:
+            raise Fenced
+        if time.monotonic() - self._last_beat > GIVE_UP * self._lease_seconds:
+            raise Fenced
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._beat_seconds):
+            try:
+                self._beat()
+            except SQLAlchemyError as error:
+                logger.warning("beat failed, will try again", extra={"job_id": self._claim.job_id, "error": str(error)})
+            if self._status is None:
+                return
+
+    def _beat(self) -> None:
+        with self._lock:
+            phase, progress, events = self._phase, self._progress, list(self._events)
+        # Taken before the write: the lease counts from the database's receipt, which is later.
+        began = time.monotonic()
+        with self._sessions.begin() as session:
+            status = jobs.beat(
+                session,
+                self._claim.job_id,
+                self._claim.attempt,
+                lease_seconds=self._lease_seconds,
+                phase=phase,
+                progress=progress,
+                new_events=events,
+            )
+        with self._lock:
+            del self._events[: len(events)]
+        self._status, self._last_beat = status, began

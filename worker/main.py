@@ -1,0 +1,27 @@
+"""Celery's entry: `secateur worker` starts it. Settings come from the environment."""
+
+from __future__ import annotations
+
+import os
+
+# SIGTERM means: finish within the soft shutdown's seconds or hand the job back. Celery reads this while it is imported.
+os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
+
+from celery.signals import setup_logging
+
+from app.core import logging
+from app.core.settings import Settings
+from app.queue import make_celery
+from worker.tasks import register
+
+# A worker waits for messages on this connection, so it must outlast a quiet queue's polling.
+SOCKET_TIMEOUT_SECONDS = 10
+
+settings = Settings()
+celery = make_celery(settings.redis_url.get_secret_value(), socket_timeout_seconds=SOCKET_TIMEOUT_SECONDS)
+register(celery, settings)
+
+
+@setup_logging.connect(weak=False)
+def configure_logging(**_: object) -> None:
+    logging.configure(settings.log_level)

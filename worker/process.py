@@ -1,0 +1,54 @@
+"""What a job process opens once before its first job: torch, threads, the database, data sets."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import torch
+
+from app.core.settings import Settings
+from app.db.session import make_engine, make_sessions
+from app.storage import LocalStore
+from worker.engine import device
+from worker.engine.data import DatasetStore
+from worker.engine.export import versions
+from worker.presence import Identity, Presence
+from worker.runner import Runtime, run_job
+
+# The job itself, its heart and the sign of life: one connection each.
+POOL_SIZE = 3
+
+
+class JobProcess:
+    """One job at a time, in a process of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        threads = settings.worker_threads or os.cpu_count() or 1
+        torch.set_num_threads(threads)
+        self._engine = make_engine(settings.sqlalchemy_url, pool_size=POOL_SIZE)
+        sessions = make_sessions(self._engine)
+        worker_id = f"{socket.gethostname()}:{os.getpid()}"
+        self._runtime = Runtime(
+            worker_id=worker_id,
+            sessions=sessions,
+            store=LocalStore(settings.artifact_dir),
+            datasets=DatasetStore(settings.data_dir, download=settings.dataset_download),
+            heartbeat_seconds=settings.heartbeat_seconds,
+            lease_seconds=settings.lease_seconds,
+        )
+        chosen = device.choose("auto")
+        identity = Identity(worker_id, chosen.type, device.name_of(chosen), threads, versions())
+        self._presence = Presence(sessions, identity)
+        self._presence.start()
+
+    def run(self, job_id: str) -> None:
+        self._presence.working_on(job_id)
+        try:
+            run_job(job_id, self._runtime)
+        finally:
+            self._presence.working_on(None)
+
+    def close(self) -> None:
+        self._presence.stop()
+        self._engine.dispose()
