@@ -19,6 +19,8 @@ SOCKET_TIMEOUT_SECONDS = 10
 
 settings = Settings()
 celery = make_celery(settings.redis_url.get_secret_value(), socket_timeout_seconds=SOCKET_TIMEOUT_SECONDS)
+# A spawned job process gets a copy of the app without tasks: it has to import this module for itself.
+celery.conf.include = [__name__]
 register(celery, settings)
 
 
