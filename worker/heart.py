@@ -69,7 +69,8 @@ class Heart:
             self._events.append(NewEvent("phase", {"phase": phase}))
 
     def progress(self, progress: Mapping[str, Any]) -> None:
-        self._progress = progress  # one assignment: whole or not at all for the other thread
+        # One assignment: whole or not at all for the other thread.
+        self._progress = {"phase": self._phase, **progress}
 
     def event(self, event: NewEvent) -> None:
         with self._lock:

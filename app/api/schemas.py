@@ -68,7 +68,7 @@ class Job(Resource):
     labels: dict[str, str]
     revision: int = Field(description="Grows with every change of this resource.")
     attempt: int = Field(description="Number of the current or last attempt; 0 before the first.")
-    progress: Progress | None
+    progress: Progress | None = Field(description="Of the phase that it names; stays when a job ends before its time.")
     estimated_finish_at: datetime | None
     result: Result | None
     error: Failure | None

@@ -42,7 +42,7 @@ def parse(document: bytes | str) -> AnySpec:
     except ValidationError as error:
         found = explain(error, SPEC)
     if found[0].code == MALFORMED:
-        raise Malformed(found[0].detail + ". Send one JSON object as UTF-8; NaN and Infinity are no JSON.")
+        raise Malformed(found[0].detail + ". Send one JSON object as UTF-8.")
     count = "One field" if len(found) == 1 else f"{len(found)} fields"
     raise InvalidSpec(f"{count} of the spec must be mended; `errors` says which.", found)
 
