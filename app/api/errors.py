@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app.api.schemas import Problem
 from app.contract.explain import FieldError
@@ -105,8 +106,14 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
         code=title.lower().replace(" ", "_"),
         title=title,
         detail=_HINTS.get(error.status_code, str(error.detail)),
-        headers=error.headers,
+        headers=_allow(request) if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else error.headers,
     )
+
+
+def _allow(request: Request) -> dict[str, str]:
+    """`Allow` of all routes at this path; the framework names those of the first alone."""
+    at_this_path = [route for route in request.app.state.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return {"Allow": ", ".join(sorted({method for route in at_this_path for method in route.methods}))}
 
 
 async def _database_away(request: Request, error: Exception) -> JSONResponse:

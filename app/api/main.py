@@ -54,8 +54,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.state.routes = []
     for module in (jobs, artifacts, catalogue, health):
         app.include_router(module.router)
+        app.state.routes += module.router.routes
     problems.install(app)
     openapi.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)

@@ -9,7 +9,16 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    TypeAdapter,
+    model_validator,
+)
 
 from app.contract.datasets import DATASETS, DatasetName
 from app.contract.network import PARAMETER_NAMES, macs_per_image, parameter_count
@@ -93,9 +102,15 @@ ParameterKind = Literal["weight", "bias"]
 LayerKind = Literal["conv", "batchnorm", "linear"]
 
 
-def _distinct(values: tuple[str, ...], what: str) -> None:
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(values)) != len(values):
-        raise ValueError(f"{what} must not repeat")
+        raise ValueError("entries must not repeat")
+    return values
+
+
+NO_REPEATS = AfterValidator(_distinct)
+UNIQUE: dict[str, JsonValue] = {"uniqueItems": True}
+"""The same for readers of the JSON Schema."""
 
 
 class ThresholdPruning(Closed):
@@ -103,14 +118,12 @@ class ThresholdPruning(Closed):
 
     method: Literal["threshold"]
     threshold: Annotated[float, Field(ge=0, le=1000)] = 0.01
-    parameters: Annotated[tuple[ParameterKind, ...], Field(min_length=1, max_length=2)] = ("weight", "bias")
-    layers: Annotated[tuple[LayerKind, ...], Field(min_length=1, max_length=3)] = ("conv", "batchnorm", "linear")
-
-    @model_validator(mode="after")
-    def _no_repeats(self) -> ThresholdPruning:
-        _distinct(self.parameters, "parameters")
-        _distinct(self.layers, "layers")
-        return self
+    parameters: Annotated[
+        tuple[ParameterKind, ...], Field(min_length=1, max_length=2, json_schema_extra=UNIQUE), NO_REPEATS
+    ] = ("weight", "bias")
+    layers: Annotated[
+        tuple[LayerKind, ...], Field(min_length=1, max_length=3, json_schema_extra=UNIQUE), NO_REPEATS
+    ] = ("conv", "batchnorm", "linear")
 
 
 Pruning: TypeAlias = ThresholdPruning
@@ -119,17 +132,14 @@ Pruning: TypeAlias = ThresholdPruning
 class HistogramSpec(Closed):
     """Which tensors' weight distributions are counted and drawn, and with how many evenly spaced centres."""
 
-    tensors: Annotated[tuple[TensorName, ...], Field(max_length=len(PARAMETER_NAMES))] = (
+    tensors: Annotated[
+        tuple[TensorName, ...], Field(max_length=len(PARAMETER_NAMES), json_schema_extra=UNIQUE), NO_REPEATS
+    ] = (
         "layer2.0.weight",
         "fc1.weight",
         "fc2.weight",
     )
     bins: Annotated[int, Field(ge=2, le=4096)] = 256
-
-    @model_validator(mode="after")
-    def _no_repeats(self) -> HistogramSpec:
-        _distinct(self.tensors, "tensors")
-        return self
 
 
 class Limits(Closed):
@@ -188,12 +198,7 @@ class CompareSpec(JobSpec):
     """Put finished jobs side by side: their reports and their weight distributions."""
 
     kind: Literal["compare"]
-    jobs: Annotated[tuple[JobId, ...], Field(min_length=2, max_length=8)]
-
-    @model_validator(mode="after")
-    def _no_repeats(self) -> CompareSpec:
-        _distinct(self.jobs, "jobs")
-        return self
+    jobs: Annotated[tuple[JobId, ...], Field(min_length=2, max_length=8, json_schema_extra=UNIQUE), NO_REPEATS]
 
 
 Spec: TypeAlias = Annotated[TrainSpec | PruneSpec | CompareSpec, Field(discriminator="kind")]

@@ -1,8 +1,9 @@
 """The error tree of the light side: facts about the domain, each with its HTTP status and stable code.
 
 SecateurError
-├── Malformed 400 · Unauthenticated 401 · Forbidden 403 · PayloadTooLarge 413 · UnsupportedMediaType 415
-├── NotFound 404: JobNotFound, ArtifactNotFound, SchemaNotFound
+├── Malformed 400 · Unauthenticated 401 · Forbidden 403 · PayloadTooLarge 413
+├── UnsupportedMediaType 415 · RangeBeyondEnd 416
+├── NotFound 404: JobNotFound, ArtifactNotFound
 ├── Conflict 409: JobNotCancellable, SourceNotFinished
 ├── InvalidSpec 422 (with one entry a field)
 └── Unavailable 503: ArtifactUnavailable (500 when the bytes no longer match)
@@ -10,7 +11,8 @@ SecateurError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar
 
 from app.contract.explain import FieldError
@@ -23,7 +25,7 @@ class SecateurError(Exception):
     code: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "Internal error"
     retryable: ClassVar[bool] = False
-    headers: ClassVar[dict[str, str]] = {}
+    headers: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, detail: str, errors: Sequence[FieldError] = ()) -> None:
         super().__init__(detail)
@@ -43,7 +45,7 @@ class Unauthenticated(SecateurError):
     """One answer for every reason, so that it tells an attacker nothing."""
 
     status, code, title = 401, "unauthenticated", "Authentication needed"
-    headers: ClassVar[dict[str, str]] = {"WWW-Authenticate": "Bearer"}
+    headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
 
     def __init__(self) -> None:
         super().__init__("Send a valid key as `Authorization: Bearer sk_…`; make one with `secateur keys create`.")
@@ -86,6 +88,14 @@ class PayloadTooLarge(SecateurError):
     status, code, title = 413, "payload_too_large", "The body is too large"
 
 
+class RangeBeyondEnd(SecateurError):
+    status, code, title = 416, "range_not_satisfiable", "The range lies beyond the end"
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"The file has {size} bytes.")
+        self.headers = {"Content-Range": f"bytes */{size}"}
+
+
 class UnsupportedMediaType(SecateurError):
     status, code, title = 415, "unsupported_media_type", "Unsupported media type"
 
@@ -106,4 +116,4 @@ class ArtifactUnavailable(SecateurError):
 
 class Unavailable(SecateurError):
     status, code, title, retryable = 503, "unavailable", "A part of the service is away", True
-    headers: ClassVar[dict[str, str]] = {"Retry-After": "5"}
+    headers = MappingProxyType({"Retry-After": "5"})

@@ -99,6 +99,7 @@ INVALID: dict[str, tuple[Any, str, str]] = {
     "a wide layer": (train_spec(model={"hidden": 4097}), "/model/hidden", "4096"),
     "an unknown tensor": (train_spec(histogram={"tensors": ["fc3.weight"]}), "/histogram/tensors/0", "fc"),
     "one job to compare": (compare_spec(ABSENT), "/jobs", "2"),
+    "a job twice": (compare_spec(ABSENT, ABSENT), "/jobs", "repeat"),
     "a path as job": (prune_spec("../../etc/passwd"), "/source/job_id", "job_"),
     "a path as artifact": (
         {**prune_spec(ABSENT), "source": {"job_id": ABSENT, "artifact": "../model.pt"}},
@@ -225,4 +226,4 @@ def test_what_does_not_exist_is_a_problem_too(idle_http: httpx.Client) -> None:
     problem(idle_http.get("/v2/jobs"), 404, "not_found")
     answer = idle_http.delete("/v1/jobs")
     problem(answer, 405, "method_not_allowed")
-    assert "POST" in answer.headers["Allow"]
+    assert answer.headers["Allow"] == "GET, POST"

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import base64
+import re
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
+from starlette.types import Receive, Scope, Send
 
 from app.api import resources
 from app.api.deps import ArtifactReaderDep, PartsDep, ReaderDep, SessionDep
 from app.api.openapi import DOWNLOAD, problems
 from app.api.schemas import Artifact, Page
+from app.core.errors import RangeBeyondEnd
 from app.services import artifacts
+
+_ONE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"])
 
@@ -44,7 +49,29 @@ def download_artifact(
     }
     if _names(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers=headers)
-    return FileResponse(path, media_type=record.media_type, headers=headers, filename=f"{job_id}-{record.name}")
+    answer = FileResponse if _wants_part(request, etag, record.size) else _WholeFile
+    return answer(path, media_type=record.media_type, headers=headers, filename=f"{job_id}-{record.name}")
+
+
+class _WholeFile(FileResponse):
+    """Ignores `Range`."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
+
+
+def _wants_part(request: Request, etag: str, size: int) -> bool:
+    """Whether `Range` holds; what is not one range of bytes is ignored (RFC 9110, 14.2). Raises RangeBeyondEnd."""
+    found = _ONE_RANGE.fullmatch(request.headers.get("range", ""))
+    if found is None or request.headers.get("if-range", etag) != etag:
+        return False
+    first, last = found.groups()
+    if not (first or last) or (first and last and int(last) < int(first)):
+        return False
+    if int(first) >= size if first else int(last) == 0:
+        raise RangeBeyondEnd(size)
+    return True
 
 
 def _names(if_none_match: str, etag: str) -> bool:

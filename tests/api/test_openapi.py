@@ -1,0 +1,61 @@
+"""The published description and the service hold to each other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+
+from app.local import Stack
+
+# No description can say which cursors a list has given, and which jobs there are to build on.
+CONFIG = """\
+[[operations]]
+include-name = "GET /v1/jobs"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 400]
+[[operations]]
+include-name = "POST /v1/jobs"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 422]
+"""
+
+
+def test_whatever_the_description_allows_gets_an_answer_that_it_describes(idle_service: Stack, tmp_path: Path) -> None:
+    (tmp_path / "schemathesis.toml").write_text(CONFIG)
+    command = [
+        *(str(Path(sys.executable).with_name("schemathesis")), "run", f"{idle_service.url}/openapi.json"),
+        *("--header", f"Authorization: Bearer {idle_service.api_key}"),
+        *("--phases", "examples,coverage,fuzzing", "--max-examples", "20", "--seed", "1"),
+        *("--no-color", "--generation-database", "none", "--warnings", "off"),
+    ]
+
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=150, check=False)
+
+    assert done.returncode == 0, done.stdout[-8_000:] + done.stderr
+    assert "Tested:" in done.stdout
+
+
+def test_errors_are_described_as_problems_and_not_as_fastapis_own(idle_http: httpx.Client) -> None:
+    document = idle_http.get("/openapi.json").json()
+
+    assert not {"HTTPValidationError", "ValidationError"} & set(document["components"]["schemas"])
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            for status, answer in operation["responses"].items():
+                if int(status) >= 400 and path.startswith("/v1"):
+                    assert list(answer["content"]) == ["application/problem+json"], (method, path, status)
+
+
+def test_a_spec_is_described_by_its_kind(idle_http: httpx.Client) -> None:
+    spec = idle_http.get("/openapi.json").json()["components"]["schemas"]["Spec"]
+
+    assert spec["discriminator"]["propertyName"] == "kind"
+    assert set(spec["discriminator"]["mapping"]) == {"train", "prune", "compare"}
+
+
+def test_the_reference_page_is_there(idle_http: httpx.Client) -> None:
+    answer = idle_http.get("/docs")
+
+    assert answer.headers["Content-Type"].startswith("text/html")
+    assert "/openapi.json" in answer.text
