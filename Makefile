@@ -1,0 +1,56 @@
+# Needs Python ≥ 3.11, make and a package index; everything else goes into .venv. Paths are relative throughout, so that
+# the checkout may lie below a folder with a space in its name.
+
+BIN := .venv/bin
+STAMP := .venv/installed
+
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
+
+DATASET ?= digits
+DATA_DIR ?=
+export DATASET DATA_DIR
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types up clean
+
+help: ## Show this list
+	@echo 'make TARGET, of which there are:'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F '|' '{ printf "%-9s %s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## Make the virtual environment in .venv, or bring it up to date
+
+demo: $(STAMP) ## Train, prune and compare through the real service: [DATASET=digits] [DATA_DIR=folder]
+	@$(BIN)/secateur demo --dataset "$$DATASET" $${DATA_DIR:+--data-dir "$$DATA_DIR"}
+
+test: lint types ## Check everything: lint, types and all tests; ARGS='-k name -x' go to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## Check style, formatting and who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(STAMP) ## Check the types
+	$(BIN)/mypy
+
+up: $(STAMP) ## Run the service here until Ctrl-C; ARGS='--port 9000' go to `secateur up`
+	@$(BIN)/secateur up $(ARGS)
+
+clean: ## Remove .venv, caches and demo-output; .secateur, which holds your jobs, stays
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist *.egg-info demo-output
+	find app worker migrations tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Last of all the stamp: a set-up that was cut short starts over.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo 'No Python of 3.11 or newer found. Install one, or name it: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo '$(PYTHON) is not a Python of 3.11 or newer.' >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo '$(PYTHON) cannot make virtual environments: on Debian and Ubuntu, apt install python3-venv.' >&2; exit 1; }
+	@echo 'Setting up .venv, 5 GB with PyTorch: a minute or more …'
+	@"$(PYTHON)" -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[worker,local,dev]'
+	@touch $(STAMP)
