@@ -21,11 +21,14 @@ from tests.specs import Document, finished, train_spec
 # Whatever the developer's shell says about a server of theirs is not about ours.
 for _name in [name for name in os.environ if name.startswith("SECATEUR_")]:
     del os.environ[_name]
+# One thread each: two torch processes with two threads each on two cores are ten times slower than one.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 QUICK: Mapping[str, str] = {
     "SECATEUR_HEARTBEAT_SECONDS": "0.1",
     "SECATEUR_LEASE_SECONDS": "10",
     "SECATEUR_SWEEP_SECONDS": "0.2",
+    "SECATEUR_WORKER_THREADS": "1",
 }
 """Settings under which nobody waits long."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Interval, cast, func, literal
+from sqlalchemy import ColumnElement, Interval, func
 
 
 def now() -> ColumnElement[Any]:
@@ -13,4 +13,4 @@ def now() -> ColumnElement[Any]:
 
 
 def seconds(count: float | ColumnElement[Any]) -> ColumnElement[Any]:
-    return cast(literal("1 second"), Interval) * count
+    return func.make_interval(0, 0, 0, 0, 0, 0, count, type_=Interval)

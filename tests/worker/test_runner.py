@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.db import jobs
+from app.db.models import ArtifactRow, EventRow
+from app.storage import is_intact
+from tests.specs import compare_spec, prune_spec, train_spec
+from tests.worker.conftest import Read, Submit
+from worker.runner import Runtime, run_job
+
+
+def _artifacts(runtime: Runtime, job_id: str) -> Sequence[ArtifactRow]:
+    with runtime.sessions() as session:
+        return jobs.artifacts(session, job_id)
+
+
+def _events(runtime: Runtime, job_id: str) -> Sequence[EventRow]:
+    with runtime.sessions() as session:
+        return jobs.events(session, job_id, after=0, limit=100)
+
+
+def _files(runtime: Runtime, job_id: str) -> list[Path]:
+    return [path for path in runtime.store.folder(job_id, 1).parent.rglob("*") if path.is_file()]
+
+
+def test_a_run_ends_in_success_with_its_artifacts(runtime: Runtime, submit: Submit, read: Read) -> None:
+    job_id = submit(train_spec())
+
+    run_job(job_id, runtime)
+
+    row, artifacts = read(job_id), _artifacts(runtime, job_id)
+    assert (row.status, row.attempt, row.lease_owner) == ("succeeded", 1, None)
+    assert {path.name for path in _files(runtime, job_id)} == {artifact.name for artifact in artifacts}
+    for artifact in artifacts:
+        assert is_intact(runtime.store.folder(job_id, 1) / artifact.name, size=artifact.size, sha256=artifact.sha256)
+
+
+def test_the_log_tells_phases_epochs_and_pruning_in_order(runtime: Runtime, submit: Submit) -> None:
+    job_id = submit(train_spec(training={"epochs": 2}))
+
+    run_job(job_id, runtime)
+
+    told = [event.data.get("phase", event.type) for event in _events(runtime, job_id)]
+    assert told == [
+        "queued",
+        "running",
+        "preparing_data",
+        "training",
+        "epoch",
+        "epoch",
+        "evaluating",
+        "evaluated",
+        "pruning",
+        "evaluating",
+        "evaluated",
+        "reporting",
+        "pruned",
+        "publishing",
+        "succeeded",
+    ]
+
+
+def test_the_report_that_is_published_is_the_result_that_is_told(runtime: Runtime, submit: Submit, read: Read) -> None:
+    job_id = submit(train_spec())
+    run_job(job_id, runtime)
+
+    report = json.loads((runtime.store.folder(job_id, 1) / "report.json").read_text())
+
+    result = read(job_id).result
+    assert result is not None
+    assert result["accuracy_after"] == report["accuracy_after"]["accuracy"]
+    assert (result["parameters"], result["nonzero_after"]) == (
+        report["total"]["parameters"],
+        report["total"]["nonzero_after"],
+    )
+
+
+def test_a_job_that_has_ended_is_not_run_again(runtime: Runtime, submit: Submit, read: Read) -> None:
+    job_id = submit(train_spec())
+    run_job(job_id, runtime)
+    before = read(job_id).revision
+
+    run_job(job_id, runtime)
+
+    assert (read(job_id).attempt, read(job_id).revision) == (1, before)
+
+
+def test_a_message_about_no_job_is_ignored(runtime: Runtime) -> None:
+    run_job("job_" + "0" * 32, runtime)
+
+    assert not list(runtime.store.folder("x", 1).parent.parent.glob("*"))
+
+
+def test_missing_data_fails_the_job_and_leaves_no_file(runtime: Runtime, submit: Submit, read: Read) -> None:
+    job_id = submit(train_spec(dataset={"name": "mnist"}))
+
+    run_job(job_id, runtime)
+
+    row = read(job_id)
+    assert row.error is not None
+    assert (row.status, row.error["code"], row.error["attempt"]) == ("failed", "dataset_unavailable", 1)
+    assert row.error["details"]["phase"] == "preparing_data"
+    assert _files(runtime, job_id) == []
+
+
+def test_a_bug_fails_the_job_without_telling_its_inside(
+    runtime: Runtime, submit: Submit, read: Read, sessions: sessionmaker[Session]
+) -> None:
+    job_id = submit(train_spec())
+    with sessions.begin() as session:  # a row that no API of ours would have written
+        session.execute(text('UPDATE jobs SET spec = spec || \'{"model": {"channels": "secret"}}\''))
+
+    run_job(job_id, runtime)
+
+    row = read(job_id)
+    assert row.error is not None
+    assert (row.status, row.error["code"]) == ("failed", "internal_error")
+    assert "secret" not in json.dumps(row.error)
+
+
+@pytest.fixture
+def source(runtime: Runtime, submit: Submit) -> str:
+    job_id = submit(train_spec())
+    run_job(job_id, runtime)
+    return job_id
+
+
+def test_a_pruning_starts_from_the_checkpoint_of_its_source(
+    runtime: Runtime, submit: Submit, read: Read, source: str
+) -> None:
+    job_id = submit(prune_spec(source, dataset={"name": "digits"}))
+
+    run_job(job_id, runtime)
+
+    manifest = json.loads((runtime.store.folder(job_id, 1) / "manifest.json").read_text())
+    dense = next(a for a in _artifacts(runtime, source) if a.name == "dense.safetensors")
+    assert read(job_id).status == "succeeded"
+    assert manifest["receipt"]["inputs"] == {f"{source}/dense.safetensors": dense.sha256}
+    assert "metrics.jsonl" not in {artifact.name for artifact in _artifacts(runtime, job_id)}
+
+
+@pytest.mark.parametrize("kind", ["prune", "compare"])
+def test_a_damaged_file_of_a_source_is_refused(
+    runtime: Runtime, submit: Submit, read: Read, source: str, kind: str
+) -> None:
+    names = {"prune": "dense.safetensors", "compare": "report.json"}
+    path = runtime.store.folder(source, 1) / names[kind]
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    other = "job_" + "1" * 32
+    spec = prune_spec(source, dataset={"name": "digits"}) if kind == "prune" else compare_spec(source, other)
+
+    job_id = submit(spec)
+    run_job(job_id, runtime)
+
+    row = read(job_id)
+    assert row.error is not None
+    assert (row.status, row.error["code"]) == ("failed", "artifact_corrupt")
+    assert names[kind] in row.error["message"]
