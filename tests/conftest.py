@@ -72,10 +72,10 @@ def broker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def service(tmp_path_factory: pytest.TempPathFactory, mnist_dir: Path | None) -> Iterator[Stack]:
     """The whole service with one worker, in a folder whose name has a space."""
     state = tmp_path_factory.mktemp("service") / "state of it"
-    with stack(state_dir=state, workers=1, durable=False, env=QUICK) as running:
+    with stack(state_dir=state, workers=1, durable=False, env=QUICK, data_dir=mnist_dir) as running:
         yield running
 
 
@@ -111,7 +111,11 @@ def trained(http: httpx.Client) -> Document:
 def mnist_dir() -> Path | None:
     """The folder with the real MNIST files, when TEST_DATA_DIR names one."""
     folder = os.environ.get("TEST_DATA_DIR")
-    return Path(folder) if folder else None
+    return Path(folder).absolute() if folder else None
+
+
+def pytest_report_header() -> str:
+    return f"data set of the experiment: {'mnist' if os.environ.get('TEST_DATA_DIR') else 'digits'}"
 
 
 def _client(running: Stack) -> httpx.Client:

@@ -50,14 +50,14 @@ def read(http: httpx.Client, job_id: str) -> Document:
     return job
 
 
-def ended(http: httpx.Client, job_id: str) -> Document:
+def ended(http: httpx.Client, job_id: str, *, timeout: float = 120) -> Document:
     """The job, once it is done, whatever became of it."""
 
     def look() -> Document | None:
         job = read(http, job_id)
         return job if job["done"] else None
 
-    return wait_until(look, timeout=120, what=f"{job_id} is done")
+    return wait_until(look, timeout=timeout, what=f"{job_id} is done")
 
 
 def finished(http: httpx.Client, spec: Document) -> Document:

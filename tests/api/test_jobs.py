@@ -191,9 +191,9 @@ def test_a_comparison_of_finished_jobs(http: httpx.Client, trained: Document) ->
 
 
 def test_a_data_set_that_is_not_there_fails_its_job_alone(http: httpx.Client) -> None:
-    job = ended(http, submit(http, train_spec(dataset={"name": "mnist"}))["id"])
+    job = ended(http, submit(http, train_spec(dataset={"name": "kmnist"}))["id"])
 
     assert (job["status"], job["error"]["code"]) == ("failed", "dataset_unavailable")
-    assert "MNIST/raw" in job["error"]["message"]
+    assert "KMNIST/raw" in job["error"]["message"]
     assert "train-images-idx3-ubyte" in job["error"]["message"]
     finished(http, train_spec())
