@@ -36,7 +36,6 @@ def make_celery(redis_url: str, *, socket_timeout_seconds: float = PUBLISH_TIMEO
         worker_enable_remote_control=False,
         worker_hijack_root_logger=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        worker_soft_shutdown_timeout=5,
         worker_proc_alive_timeout=60,
         worker_pool_start_method="spawn",
         broker_connection_retry_on_startup=True,

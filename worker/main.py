@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-# SIGTERM means: finish within the soft shutdown's seconds or hand the job back. Celery reads this while it is imported.
-os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
-
 from celery.signals import setup_logging
 
 from app.core import logging

@@ -77,6 +77,9 @@ def worker() -> None:
 
     Settings()  # a wrong setting is one sentence here, a traceback inside Celery
     command = worker_command()
+    # SIGTERM means: hand the job back now. Left alone it means: finish the job first, however long that takes. Celery
+    # reads this so early in its start that no module of ours could set it.
+    os.environ["REMAP_SIGTERM"] = "SIGQUIT"
     # Signals go straight to Celery: a parent in between would have to hand on each of them.
     os.execv(command[0], command)  # noqa: S606
 

@@ -50,6 +50,9 @@ class Child:
     record: Path
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 10.0
+    stop_descendants: bool = False
+    """Whether its own children get the signal too, or only it, which then ends them."""
+    _asked_to_stop: bool = field(default=False, init=False, repr=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
     _group_may_live: bool = field(default=False, init=False, repr=False)
 
@@ -80,7 +83,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._group_may_live = True
+        self._group_may_live, self._asked_to_stop = True, False
         _remember(self.record, self._process.pid)
 
     def stop(self) -> None:
@@ -93,8 +96,13 @@ class Child:
         self.record.unlink(missing_ok=True)
 
     def ask_to_stop(self) -> None:
-        """The polite signal alone: several children can so end at the same time."""
-        if self._process is not None and self.is_running:
+        """The polite signal alone, and only once: to Celery a second one means to hurry, and so to drop the job."""
+        if self._process is None or not self.is_running or self._asked_to_stop:
+            return
+        self._asked_to_stop = True
+        if self.stop_descendants:
+            os.killpg(self._process.pid, self.stop_signal)
+        else:
             self._process.send_signal(self.stop_signal)
 
     def kill(self) -> None:

@@ -26,7 +26,7 @@ from app.services.keys import ensure_first_key
 
 _API_START_SECONDS = 60.0
 _API_STOP_SECONDS = 15.0  # uvicorn gives running requests 10
-_WORKER_STOP_SECONDS = 30.0  # a worker has 20 to put its job back into the queue
+_WORKER_STOP_SECONDS = 30.0  # two to hand its job back, and more while the database or the disk is slow
 _LARGEST_LOG_BYTES = 10_000_000
 
 
@@ -147,7 +147,10 @@ def _worker(folder: Path, environment: Mapping[str, str], workers: int, number: 
     """One worker with its share of the cores, unless the operator gave it another."""
     threads = environment.get(PREFIX + "WORKER_THREADS") or str(max(1, _cores() // workers))
     shares = {PREFIX + "WORKER_THREADS": threads, "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", threads)}
-    return _command(folder, f"worker-{number}", ["worker"], {**environment, **shares}, _WORKER_STOP_SECONDS)
+    worker = _command(folder, f"worker-{number}", ["worker"], {**environment, **shares}, _WORKER_STOP_SECONDS)
+    # A job process that still imports torch dies of the signal; Celery would wait for it. Later it ignores the signal.
+    worker.stop_descendants = True
+    return worker
 
 
 def _cores() -> int:
