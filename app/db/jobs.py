@@ -368,9 +368,10 @@ def sweep(session: Session, *, max_attempts: int) -> dict[str, list[str]]:
     return {
         "cancelled": _move(
             session,
-            _batch(and_(overdue, JobRow.status == Status.CANCELLING)),
+            # An attempt that beats and never looks up, as in a hung native call, is let go at the job's own limit.
+            _batch(and_(JobRow.status == Status.CANCELLING, or_(overdue, JobRow.runtime_deadline < now()))),
             _ENDED | {"status": Status.CANCELLED},
-            [NewEvent(Status.CANCELLED, {"reason": "lease_expired"})],
+            [NewEvent(Status.CANCELLED, {"reason": "attempt_not_heard_of"})],
         ),
         "runtime_timeout": _failed(
             session,
