@@ -34,7 +34,7 @@ def describe(error: Exception) -> Failure | None:
             return Failure(USAGE, _settings(error))
         case OSError(filename=str(filename), strerror=str(reason)):
             return Failure(USAGE, f"{filename}: {reason}.")
-    return _of_the_database(error)
+    return _of_the_stack(error) or _of_the_database(error)
 
 
 def _problem(problem: Problem) -> str:
@@ -45,6 +45,14 @@ def _problem(problem: Problem) -> str:
     if problem.status >= 500 and problem.request_id:
         lines.append(f"Request {problem.request_id}.")
     return "\n".join(lines)
+
+
+def _of_the_stack(error: Exception) -> Failure | None:
+    # Only a command that imported it can fail so.
+    exceptions = sys.modules.get("app.local.errors")
+    if exceptions is None or not isinstance(error, exceptions.LocalError):
+        return None
+    return Failure(UNREACHABLE, f"{error}.")
 
 
 def _of_the_database(error: Exception) -> Failure | None:

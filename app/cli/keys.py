@@ -46,9 +46,12 @@ def create(
 
     expires_at = None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days)
     with session_scope(_database(state_dir)) as session:
-        key, secret = create_key(
-            session, tenant=tenant, name=name, scopes=tuple(scope or SCOPES), expires_at=expires_at
-        )
+        try:
+            key, secret = create_key(
+                session, tenant=tenant, name=name, scopes=tuple(scope or SCOPES), expires_at=expires_at
+            )
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
         key_id = key.id
     typer.echo(f"Key {key_id} of tenant {tenant}. Its secret is shown this once:", err=True)
     typer.echo(secret)

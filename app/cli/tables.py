@@ -185,17 +185,22 @@ def validation_facts(validation: Validation) -> Table:
 
 def keys_table(keys: Iterable[Key]) -> Table:
     table = _listing("id", "tenant", "name", "scopes", "created", "last used", "state")
+    table.columns[0].no_wrap = table.columns[3].no_wrap = True  # to be copied, or to be read as one word
     for key in keys:
         table.add_row(
             key.id,
             key.tenant,
             key.name,
-            " ".join(key.scopes),
-            clock(key.created_at),
-            clock(key.last_used_at),
+            "\n".join(key.scopes),
+            _day(key.created_at),
+            _day(key.last_used_at),
             _state(key),
         )
     return table
+
+
+def _day(moment: datetime | None) -> str:
+    return clock(moment)[: len("2026-01-31")]
 
 
 def _state(key: Key) -> Text:
@@ -205,4 +210,4 @@ def _state(key: Key) -> Text:
         return Text("valid", style="green")
     if key.expires_at <= datetime.now(key.expires_at.tzinfo):
         return Text("expired", style="red")
-    return Text(f"until {clock(key.expires_at)}", style="green")
+    return Text(f"until {_day(key.expires_at)}", style="green")

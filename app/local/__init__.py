@@ -7,21 +7,23 @@ Needs the extra `local`. `start_postgres` and `start_broker` run one server alon
 """
 
 from app.local.broker import start_broker
-from app.local.errors import LocalError, PortTaken, ServerDidNotStart, ServersNotInstalled, StateDirInUse
+from app.local.errors import LocalError, NotRunning, PortTaken, ServerDidNotStart, ServersNotInstalled, StateDirInUse
 from app.local.postgres import start_postgres
 from app.local.processes import Child, Server
-from app.local.stack import Stack, stack
+from app.local.stack import Stack, database_url, stack
 from app.local.up import up
 
 __all__ = [
     "Child",
     "LocalError",
+    "NotRunning",
     "PortTaken",
     "Server",
     "ServerDidNotStart",
     "ServersNotInstalled",
     "Stack",
     "StateDirInUse",
+    "database_url",
     "stack",
     "start_broker",
     "start_postgres",

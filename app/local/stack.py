@@ -17,9 +17,10 @@ import httpx
 from app.core.settings import CLIENT_VARIABLES, PREFIX
 from app.db.migrate import upgrade
 from app.local.broker import start_broker
+from app.local.errors import NotRunning
 from app.local.folders import held, private_folder
 from app.local.ports import http_address, usable_port
-from app.local.postgres import start_postgres
+from app.local.postgres import start_postgres, url_of_running
 from app.local.processes import Child, dies_with_parent, end_leftover, never
 from app.local.supervisor import Supervisor
 from app.services.keys import ensure_first_key
@@ -99,6 +100,14 @@ def stack(
             environment=environment,
             children={child.name: child for child in children},
         )
+
+
+def database_url(state_dir: Path) -> str:
+    """The database of the stack that runs in `state_dir`, as postgresql://…. Raise NotRunning when none does."""
+    url = url_of_running(state_dir / "postgres")
+    if url is None:
+        raise NotRunning(state_dir)
+    return url
 
 
 def _prepare(folder: Path) -> Path:

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
-from rich.table import Table
 
 from app.local.errors import LocalError
 from app.local.stack import Stack, stack
@@ -90,15 +89,11 @@ def _stop_request() -> Iterator[_StopRequest]:
 
 
 def _announce(console: Console, running: Stack, state_dir: Path) -> None:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    table.add_row("API", f"{running.url}  (reference: {running.url}/docs)")
-    table.add_row("Key", str(state_dir / "api-key"))
-    table.add_row("Logs", str(state_dir / "logs"))
-    table.add_row("Submit", _example(running.url, state_dir))
     console.print("Secateur is running. Ctrl-C stops it.", style="green")
-    console.print(table)
+    console.print(f"API     {running.url}  (reference: {running.url}/docs)")
+    console.print(f"Key     {state_dir / 'api-key'}")
+    console.print(f"Logs    {state_dir / 'logs'}")
+    console.print(f"Submit  {_example(running.url, state_dir)}")
 
 
 def _example(url: str, state_dir: Path) -> str:
