@@ -185,7 +185,8 @@ def validation_facts(validation: Validation) -> Table:
 
 def keys_table(keys: Iterable[Key]) -> Table:
     table = _listing("id", "tenant", "name", "scopes", "created", "last used", "state")
-    table.columns[0].no_wrap = table.columns[3].no_wrap = True  # to be copied, or to be read as one word
+    for column in table.columns[0], *table.columns[3:]:  # a narrow terminal may fold the names, not the rest
+        column.no_wrap = True
     for key in keys:
         table.add_row(
             key.id,
@@ -210,4 +211,4 @@ def _state(key: Key) -> Text:
         return Text("valid", style="green")
     if key.expires_at <= datetime.now(key.expires_at.tzinfo):
         return Text("expired", style="red")
-    return Text(f"until {_day(key.expires_at)}", style="green")
+    return Text(f"until\n{_day(key.expires_at)}", style="green")
