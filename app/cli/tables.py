@@ -184,7 +184,7 @@ def validation_facts(validation: Validation) -> Table:
 
 
 def keys_table(keys: Iterable[Key]) -> Table:
-    table = _listing("id", "tenant", "name", "scopes", "created", "last used", "state")
+    table = _listing("id", "tenant", "name", "scopes", "created\nlast used", "state")
     for column in table.columns[0], *table.columns[3:]:  # a narrow terminal may fold the names, not the rest
         column.no_wrap = True
     for key in keys:
@@ -193,8 +193,7 @@ def keys_table(keys: Iterable[Key]) -> Table:
             key.tenant,
             key.name,
             "\n".join(key.scopes),
-            _day(key.created_at),
-            _day(key.last_used_at),
+            f"{_day(key.created_at)}\n{_day(key.last_used_at)}",
             _state(key),
         )
     return table
