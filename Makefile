@@ -30,7 +30,7 @@ test: lint types ## Check everything: lint, types and all tests; ARGS='-k name -
 lint: $(STAMP) ## Check style, formatting and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 types: $(STAMP) ## Check the types
 	$(BIN)/mypy
