@@ -49,7 +49,7 @@ def network_files(
         "histogram.json": to_json(counted),
     }
     if counted.tensors:
-        files["histogram.png"] = draw_histogram(counted, spec.display_name)
+        files["histogram.png"] = draw_histogram(counted, report, spec.display_name)
     if history is not None:
         files["metrics.jsonl"] = b"".join(to_json(metrics) for metrics in history)
     return report, files
