@@ -162,7 +162,7 @@ class Worker(TypedDict):
     device_name: str
     threads: int
     versions: dict[str, str]
-    job_id: str | None
+    busy: bool
     last_seen_at: str
     alive: bool
 

@@ -165,10 +165,12 @@ def system_facts(system: System) -> Table:
 
 
 def workers_table(system: System) -> Table:
-    table = _listing("worker", "device", "threads", "job", "last seen", numbers=["threads"])
+    table = _listing("worker", "device", "threads", "state", "last seen", numbers=["threads"])
     for worker in system["workers"]:
         seen = Text(clock(worker["last_seen_at"]), style="" if worker["alive"] else "red")
-        table.add_row(worker["id"], worker["device_name"], str(worker["threads"]), worker["job_id"] or "–", seen)
+        table.add_row(
+            worker["id"], worker["device_name"], str(worker["threads"]), "busy" if worker["busy"] else "idle", seen
+        )
     return table
 
 
