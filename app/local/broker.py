@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from app.local.errors import ServersNotInstalled
 from app.local.folders import held, write_private
@@ -89,7 +91,8 @@ def _kept_port(folder: Path) -> int:
 
 
 def _answers(port: int, password: str) -> bool:
-    with redis.Redis(host="127.0.0.1", port=port, password=password, socket_timeout=2.0) as client:
+    once = Retry(NoBackoff(), 0)
+    with redis.Redis(host="127.0.0.1", port=port, password=password, socket_timeout=2.0, retry=once) as client:
         try:
             return bool(client.ping())
         except redis.RedisError:

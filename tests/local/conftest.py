@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.waiting import wait_until
+
+STOP_SECONDS = 10.0
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> Path:
+    return tmp_path / "state of it"
+
+
+@dataclass
+class Up:
+    """A `secateur up` of its own process."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text()
+
+    @property
+    def url(self) -> str:
+        return str(re.findall(r"^API +(\S+)", self.text, re.MULTILINE)[0])
+
+    def family(self) -> Sequence[psutil.Process]:
+        """All that it started, down to the job process."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def end(self, number: signal.Signals) -> int:
+        """Signal it and return its exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(STOP_SECONDS)
+
+
+@contextmanager
+def running_up(state_dir: Path, output: Path) -> Iterator[Up]:
+    """`secateur up` on `state_dir`, once it has told that it runs."""
+    command = [sys.executable, "-m", "app.cli", "up", "--port", "0", "--state-dir", str(state_dir)]
+    with output.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+    up = Up(process, output)
+    try:
+        wait_until(lambda: "is running" in up.text or process.poll(), timeout=60, what="up is running")
+        assert process.poll() is None, up.text
+        yield up
+    finally:
+        _clean(process)
+
+
+def _clean(process: subprocess.Popen[bytes]) -> None:
+    """Whatever a failed test left."""
+    if process.poll() is None:
+        family = psutil.Process(process.pid).children(recursive=True)
+        for member in [*family, psutil.Process(process.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        process.wait()
+
+
+def refused_up(*arguments: object) -> str:
+    """What `secateur up` with these says when it refuses to start."""
+    command = [sys.executable, "-m", "app.cli", "up", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def all_gone(processes: Sequence[psutil.Process]) -> bool:
+    """Whether none of them runs; one that nobody has reaped yet is gone."""
+    return not any(_runs(process) for process in processes)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,119 @@
+"""The stack as a library: what dies comes back, what was running goes on, and its database can be found."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+
+from app.local import NotRunning, Stack, database_url, stack
+from tests.conftest import QUICK
+from tests.local.conftest import STOP_SECONDS
+from tests.specs import Document, ended, read, submit, train_spec
+from tests.waiting import wait_until
+
+# An hour of work: it is still running when it is to be stopped.
+ENDLESS = train_spec(training={"epochs": 1000})
+
+
+@pytest.fixture(scope="module")
+def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack whose parts may be killed."""
+    state = tmp_path_factory.mktemp("mortal") / "state of it"
+    with stack(state_dir=state, workers=0, env=QUICK, notify=lambda _: None) as running:
+        yield running
+
+
+def _client(running: Stack) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {running.api_key}"}
+    return httpx.Client(base_url=running.url, headers=headers, timeout=30, trust_env=False)
+
+
+def _is_ready(running: Stack) -> bool:
+    try:
+        return httpx.get(f"{running.url}/readyz", timeout=5, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.mark.parametrize("name", ["api", "broker", "postgres"])
+def test_what_is_killed_is_started_again_and_loses_nothing(mortal: Stack, name: str) -> None:
+    child = mortal.children[name]
+    with _client(mortal) as http:
+        job = submit(http, train_spec())
+        before = child.pid
+        os.kill(before, signal.SIGKILL)
+        wait_until(lambda: child.pid != before and _is_ready(mortal), timeout=30, what=f"{name} is back")
+        assert read(http, job["id"])["status"] == "queued"
+
+
+def _at_work(http: httpx.Client, job_id: str, attempt: int) -> Document | None:
+    job = read(http, job_id)
+    return job if job["attempt"] == attempt and job["phase"] == "training" else None
+
+
+def test_a_running_job_is_handed_back_at_the_stop_and_goes_on_at_the_start(state_dir: Path) -> None:
+    with stack(state_dir=state_dir, workers=1, durable=False, env=QUICK) as running, _client(running) as http:
+        job_id = submit(http, ENDLESS)["id"]
+        wait_until(lambda: _at_work(http, job_id, 1), timeout=60, what="the first attempt trains")
+        began = time.monotonic()
+    assert time.monotonic() - began < STOP_SECONDS
+    with stack(state_dir=state_dir, workers=1, durable=False, env=QUICK) as running, _client(running) as http:
+        wait_until(lambda: _at_work(http, job_id, 2), timeout=60, what="the second attempt trains")
+        events = http.get(f"/v1/jobs/{job_id}/events").json()["items"]
+        assert [event["data"] for event in events if event["type"] == "requeued"] == [{"reason": "worker_shutdown"}]
+        http.post(f"/v1/jobs/{job_id}/cancel")
+        assert ended(http, job_id)["status"] == "cancelled"
+
+
+def test_the_database_of_a_running_stack_is_found(idle_service: Stack) -> None:
+    url = database_url(idle_service.state_dir)
+    assert url == idle_service.database_url
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT current_database()").fetchone() == ("secateur",)
+
+
+def test_where_no_stack_runs_the_way_to_one_is_told(tmp_path: Path) -> None:
+    with pytest.raises(NotRunning, match=r"no stack runs in .*: start one with `secateur up`"):
+        database_url(tmp_path)
+
+
+def _keys(running: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "app.cli", "keys", *arguments, "--state-dir", str(running.state_dir)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def _status(running: Stack, secret: str) -> int:
+    headers = {"Authorization": f"Bearer {secret}"}
+    return httpx.get(f"{running.url}/v1/jobs", headers=headers, trust_env=False).status_code
+
+
+def test_a_key_made_on_the_command_line_opens_until_it_is_revoked(idle_service: Stack) -> None:
+    made = _keys(idle_service, "create", "--tenant", "robots", "--name", "conveyor")
+    assert made.returncode == 0, made.stderr
+    secret = made.stdout.strip()
+    key_id = secret.split("_")[1]
+    assert _status(idle_service, secret) == 200
+    listed = _keys(idle_service, "list").stdout
+    assert key_id in listed
+    assert secret not in listed
+    assert _keys(idle_service, "revoke", key_id).returncode == 0
+    assert _status(idle_service, secret) == 401
+    again = _keys(idle_service, "revoke", key_id)
+    assert again.returncode == 2
+    assert f"no key {key_id} that could be revoked" in again.stderr
+
+
+def test_a_key_for_no_lawful_tenant_is_refused_in_a_sentence(idle_service: Stack) -> None:
+    refused = _keys(idle_service, "create", "--tenant", "No Tenant")
+    assert refused.returncode == 2
+    assert "lower-case" in refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -1,0 +1,64 @@
+"""`secateur up` as an operator runs it: a process, its signals, and what it leaves."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+
+from app.local import Stack
+from tests.local.conftest import all_gone, refused_up, running_up
+from tests.specs import submit, train_spec
+
+
+def _client(url: str, state_dir: Path) -> httpx.Client:
+    key = (state_dir / "api-key").read_text().strip()
+    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30, trust_env=False)
+
+
+def test_ctrl_c_stops_all_of_it_while_a_worker_still_starts(state_dir: Path, tmp_path: Path) -> None:
+    with running_up(state_dir, tmp_path / "output") as up:
+        family = up.family()
+        assert len(family) >= 4  # the database, the broker, the API, a worker
+        assert (state_dir / "api-key").stat().st_mode & 0o777 == 0o600
+        assert up.end(signal.SIGINT) == 0
+        assert all_gone(family)
+        assert up.text.splitlines()[-2:] == ["Stopping …", f"Stopped. The data stays in {state_dir}."]
+        assert "Warning" not in up.text
+    assert not list((state_dir / "processes").iterdir())
+
+
+def test_after_a_kill_the_next_start_ends_what_is_left_and_finds_all_again(state_dir: Path, tmp_path: Path) -> None:
+    with running_up(state_dir, tmp_path / "first") as up, _client(up.url, state_dir) as http:
+        job = submit(http, train_spec())
+        key = (state_dir / "api-key").read_text()
+        left = up.family()
+        assert up.end(signal.SIGKILL) == -signal.SIGKILL
+    with running_up(state_dir, tmp_path / "second") as up, _client(up.url, state_dir) as http:
+        assert all_gone(left)
+        assert (state_dir / "api-key").read_text() == key
+        assert http.get(f"/v1/jobs/{job['id']}").status_code == 200
+        family = up.family()
+        assert up.end(signal.SIGTERM) == 0
+        assert all_gone(family)
+
+
+def test_a_second_one_on_the_same_folder_is_refused(idle_service: Stack) -> None:
+    said = refused_up("--port", 0, "--state-dir", idle_service.state_dir)
+    assert "Cannot start" in said
+    assert "is in use by process" in said
+
+
+def test_a_port_that_is_taken_is_refused(idle_service: Stack, state_dir: Path) -> None:
+    port = urlsplit(idle_service.url).port
+    said = refused_up("--port", port, "--state-dir", state_dir)
+    assert f"Cannot start: cannot listen on 127.0.0.1:{port} (Address already in use)" in said
+    assert not state_dir.exists()
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "letter").write_text("dear")
+    assert "holds something else" in refused_up("--port", 0, "--state-dir", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter"]
