@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from app.contract.network import PARAMETER_NAMES
+from app.contract.spec import ModelSpec
+from worker.engine.model import Cnn, fresh, place_of, skeleton
+
+SOURCE = ModelSpec()
+
+
+def _written_down(first: int, second: int, third: int, hidden: int) -> nn.Sequential:
+    """The same network as one plain sequence."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, first, 5, padding=2), nn.BatchNorm2d(first), nn.ReLU()),
+        *(nn.Conv2d(first, second, 3, padding=1), nn.BatchNorm2d(second), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(second, third, 3, padding=1), nn.BatchNorm2d(third), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(7 * 7 * third, hidden), nn.Linear(hidden, 10)),
+    )
+
+
+@pytest.mark.parametrize("widths", [(16, 16, 32, 300), (1, 1, 1, 1), (3, 5, 7, 11)])
+def test_it_computes_what_the_plain_sequence_computes(widths: tuple[int, int, int, int]) -> None:
+    first, second, third, hidden = widths
+    ours, plain = Cnn((first, second, third), hidden).eval(), _written_down(*widths).eval()
+    plain.load_state_dict(dict(zip(plain.state_dict(), ours.state_dict().values(), strict=True)))
+    images = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+
+    assert torch.equal(ours(images), plain(images))
+
+
+def test_the_sources_network_has_its_size_and_its_keys() -> None:
+    network = fresh(SOURCE, seed=0)
+
+    assert sum(parameter.numel() for parameter in network.parameters()) == SOURCE.parameters == 481_214
+    assert tuple(name for name, _ in network.named_parameters()) == PARAMETER_NAMES
+    assert {name.rpartition(".")[0] for name in network.state_dict()} == {
+        *("layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "layer3.1", "fc1", "fc2")
+    }
+
+
+@pytest.mark.parametrize("model", [SOURCE, ModelSpec(channels=(3, 5, 7), hidden=11)])
+def test_the_contract_counts_the_multiplications_that_are_made(model: ModelSpec) -> None:
+    counted = 0
+
+    def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        nonlocal counted
+        if isinstance(module, nn.Conv2d):
+            counted += output[0].numel() * module.weight[0].numel()
+        elif isinstance(module, nn.Linear):
+            counted += module.weight.numel()
+
+    network = fresh(model, seed=0).eval()
+    for module in network.modules():
+        module.register_forward_hook(count)
+    network(torch.zeros(1, 1, 28, 28))
+
+    assert counted == model.macs
+    assert SOURCE.macs == 3_496_504
+
+
+def test_initial_weights_follow_from_the_seed_alone() -> None:
+    torch.manual_seed(99)
+    first = fresh(SOURCE, seed=7).state_dict()
+    torch.manual_seed(1)
+    again, other = fresh(SOURCE, seed=7).state_dict(), fresh(SOURCE, seed=8).state_dict()
+
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["fc1.weight"], other["fc1.weight"])
+
+
+def test_the_skeleton_has_the_networks_shapes_and_no_values() -> None:
+    state, bones = fresh(SOURCE, seed=0).state_dict(), skeleton(SOURCE)
+
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in bones.items()} == {
+        name: (tensor.shape, tensor.dtype) for name, tensor in state.items()
+    }
+    assert all(tensor.is_meta for tensor in bones.values())
+
+
+def test_every_parameter_has_its_place() -> None:
+    modules = dict(fresh(SOURCE, seed=0).named_modules())
+    kinds = {nn.Conv2d: "conv", nn.BatchNorm2d: "batchnorm", nn.Linear: "linear"}
+
+    for name in PARAMETER_NAMES:
+        place = place_of(name)
+        assert f"{place.layer}.{place.kind}" == name
+        assert kinds[type(modules[place.layer])] == place.layer_kind
