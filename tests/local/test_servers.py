@@ -7,6 +7,8 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from app.local import StateDirInUse, start_broker, start_postgres
 from app.local.errors import NotAStateDir
@@ -54,9 +56,10 @@ def test_the_broker_keeps_its_data_and_its_url(tmp_path: Path) -> None:
 def test_the_broker_wants_its_password(broker_url: str) -> None:
     with redis.Redis.from_url(broker_url) as client:
         port = client.connection_pool.connection_kwargs["port"]
+    once = Retry(NoBackoff(), 0)
     for password in (None, "wrong"):
         with (
-            redis.Redis(port=port, password=password, retry=None) as stranger,
+            redis.Redis(port=port, password=password, retry=once) as stranger,
             pytest.raises(redis.AuthenticationError),
         ):
             stranger.ping()
