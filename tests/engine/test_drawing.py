@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from app.contract.report import ComparedJob, Comparison, Distribution, Histogram, TensorHistogram
+from tests.engine.conftest import Run
+from worker.engine.drawing import draw_comparison, draw_histogram
+
+
+def _size(picture: bytes) -> tuple[int, int]:
+    """Width and height in pixels, of what must be a PNG."""
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", picture[16:24])
+    return int(width), int(height)
+
+
+def _distribution(low: float, high: float, counts: list[int]) -> Distribution:
+    steps = len(counts) - 1
+    centres = tuple(low + (high - low) * index / steps for index in range(len(counts)))
+    return Distribution(min=low, max=high, centres=centres, counts=tuple(counts))
+
+
+ODD = {
+    "constant": (_distribution(0.5, 0.5, [9, 0]), _distribution(0.5, 0.5, [9, 0])),
+    "all zeros afterwards": (_distribution(-1e-9, 1e-9, [4, 5]), _distribution(0.0, 0.0, [9, 0])),
+    "not pruned": (_distribution(-1, 1, [4, 5]), None),
+    "one huge value": (_distribution(-1e-3, 1e6, [8, *[0] * 254, 1]), _distribution(0, 1e6, [8, *[0] * 254, 1])),
+    "two centres": (_distribution(-1, 1, [4, 5]), _distribution(-1, 1, [3, 6])),
+    "one weight": (_distribution(0.1, 0.1, [1, 0]), _distribution(0.1, 0.1, [1, 0])),
+}
+
+
+@pytest.mark.parametrize(("before", "after"), ODD.values(), ids=ODD)
+def test_odd_tensors_can_be_drawn(plain: Run, before: Distribution, after: Distribution | None) -> None:
+    tensor = TensorHistogram(name="fc1.weight", total=9, threshold=0.01, before=before, after=after)
+    histogram = Histogram(bins=len(before.counts), tensors=(tensor,))
+
+    assert _size(draw_histogram(histogram, plain.report, "odd")) > (800, 300)
+
+
+@pytest.mark.parametrize(
+    "title",
+    [None, "x" * 128, "$\\frac{a}{b}$ and $", "漢字 🙂 العربية", "  ", "Ünë θ"],
+    ids=lambda title: str(title)[:8],
+)
+def test_a_title_is_taken_as_it_is(plain: Run, title: str | None) -> None:
+    assert _size(draw_histogram(plain.histogram, plain.report, title))[0] < 2_000
+
+
+def test_the_same_input_gives_the_same_bytes(plain: Run, l1: Run) -> None:
+    assert draw_histogram(plain.histogram, plain.report, "a") == draw_histogram(plain.histogram, plain.report, "a")
+    assert draw_histogram(plain.histogram, plain.report, "a") != draw_histogram(l1.histogram, l1.report, "a")
+
+
+def test_every_tensor_gets_a_row(plain: Run) -> None:
+    one = Histogram(bins=256, tensors=plain.histogram.tensors[:1])
+
+    _, low = _size(draw_histogram(one, plain.report, None))
+    _, high = _size(draw_histogram(plain.histogram, plain.report, None))
+
+    assert 2.2 < high / low < 3
+
+
+def _job(run: Run, number: int, **changes: object) -> ComparedJob:
+    job = ComparedJob(
+        job_id="job_" + f"{number}" * 32, display_name=f"job {number}", report=run.report, histogram=run.histogram
+    )
+    return job.model_copy(update=changes)
+
+
+def test_two_to_eight_jobs_can_be_compared(plain: Run, l1: Run) -> None:
+    for count in (2, 8):
+        jobs = tuple(_job((plain, l1)[number % 2], number) for number in range(count))
+        assert _size(draw_comparison(Comparison(jobs=jobs))) > (1_000, 1_000)
+
+
+def test_odd_jobs_can_be_compared(plain: Run, l1: Run) -> None:
+    undrawn = Histogram(bins=256, tensors=())
+    one = Histogram(bins=256, tensors=plain.histogram.tensors[1:2])
+    jobs = (
+        _job(plain, 1, display_name=None, histogram=undrawn),
+        _job(l1, 2, display_name="$very$ long 漢字 " * 8, histogram=one),
+    )
+
+    assert _size(draw_comparison(Comparison(jobs=jobs)))
+    assert _size(draw_comparison(Comparison(jobs=(jobs[0], jobs[0]))))
+
+
+def test_the_comparison_in_the_artifacts_is_a_picture(compared: Run) -> None:
+    assert _size((compared.folder / "comparison.png").read_bytes()) > (1_000, 1_000)
