@@ -6,14 +6,16 @@ the figures are read from the reports that come back.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from tempfile import TemporaryDirectory
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn
 
+from pydantic import ValidationError
 from rich.box import ROUNDED
 from rich.console import Console
 from rich.table import Table
@@ -24,12 +26,14 @@ from app.cli.progress import watching
 from app.cli.tables import percent, size
 from app.client import Client, Job
 from app.contract.datasets import DatasetName
-from app.contract.report import Report
+from app.contract.report import Manifest, Report
 from app.local import Stack, stack
 
 THRESHOLD = 0.01
 STRENGTH = 0.001
 POLL_SECONDS = 0.25
+FOLDERS = ("without-l1", "with-l1", "comparison")
+MANIFEST = "manifest.json"
 
 SOURCE_EPOCHS = 5
 DIGITS_EPOCHS = 15
@@ -45,7 +49,7 @@ class JobFailed(Exception):
 
 class ForeignFolder(Exception):
     def __init__(self, folder: Path) -> None:
-        super().__init__(f"{folder} holds files that no job of ours made: choose another folder with --output.")
+        super().__init__(f"{folder} holds something that no demo put there: choose another folder with --output.")
 
 
 class Experiment(NamedTuple):
@@ -55,57 +59,63 @@ class Experiment(NamedTuple):
 
 
 def run(*, dataset: str, data_dir: Path | None, output: Path, state_dir: Path | None) -> int:
-    """Run the demo and return the exit code: 1 when a job failed, whose logs are then kept; 2 on wrong usage."""
+    """Run the demo and return the exit code: 1 when a job did not succeed, 2 on wrong usage.
+
+    Without `state_dir` the stack's own files are gone at the end. Of the folders below `output` only those are written
+    to that are new, empty or an earlier demo's.
+    """
     console = standard_output()
     if dataset not in list(DatasetName):
         console.print(f"There is no data set {dataset!r}; there are: {', '.join(DatasetName)}.", soft_wrap=True)
         return 2
     began = time.monotonic()
-    with _state(state_dir) as state:
-        try:
-            with _running(console, state, data_dir) as running, Client(running.url, running.api_key) as client:
-                reports = _run_jobs(console, client, dataset, output)
-        except (JobFailed, ForeignFolder) as error:
-            console.print(Text(str(error), style="bold red"), soft_wrap=True)
-            console.print(f"Logs: {state.keep() / 'logs'}", soft_wrap=True)
-            return 1
-    console.print(results_table(reports))
-    _tell_files(console, output, time.monotonic() - began)
+    try:
+        for folder in FOLDERS:
+            _require_ours(output / folder)
+        with _running(console, state_dir, data_dir) as running, Client(running.url, running.api_key) as client:
+            reports = _run_jobs(console, client, dataset, output)
+    except ForeignFolder as error:
+        console.print(str(error), style="red", soft_wrap=True)
+        return 2
+    except JobFailed as error:
+        console.print(str(error), style="red", soft_wrap=True)
+        if state_dir is None:
+            console.print("To keep the logs, run it again with --state-dir.", soft_wrap=True)
+        return 1
+    _show_results(console, reports, output, time.monotonic() - began)
     return 0
 
 
-class _State:
-    """The stack's folder, removed at the end unless it is the user's own or somebody wants to read its logs."""
-
-    def __init__(self, given: Path | None) -> None:
-        self.path = given or Path(tempfile.mkdtemp(prefix="secateur-demo-"))
-        self._kept = given is not None
-
-    def keep(self) -> Path:
-        self._kept = True
-        return self.path
-
-    def close(self) -> None:
-        if not self._kept:
-            shutil.rmtree(self.path, ignore_errors=True)
-
-
 @contextmanager
-def _state(given: Path | None) -> Iterator[_State]:
-    state = _State(given)
-    try:
-        yield state
-    finally:
-        state.close()
-
-
-@contextmanager
-def _running(console: Console, state: _State, data_dir: Path | None) -> Iterator[Stack]:
+def _running(console: Console, state_dir: Path | None, data_dir: Path | None) -> Iterator[Stack]:
+    """The stack, in a folder that is removed at the end unless it was given."""
     with ExitStack() as cleanup:
+        cleanup.enter_context(_signals_interrupt())
+        state = state_dir or Path(cleanup.enter_context(TemporaryDirectory(prefix="secateur-demo-")))
         with console.status("Starting PostgreSQL, Valkey, the API and a worker …"):
-            running = cleanup.enter_context(stack(state_dir=state.path, port=0, workers=1, data_dir=data_dir))
+            running = cleanup.enter_context(stack(state_dir=state, port=0, workers=1, data_dir=data_dir))
         console.print(f"Running: PostgreSQL, Valkey, a Celery worker, and the API at {running.url}", soft_wrap=True)
         yield running
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Let the first signal that asks for the end raise KeyboardInterrupt, and no second one disturb the clean-up."""
+    wanted = [
+        each for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) != signal.SIG_IGN
+    ]
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        for each in wanted:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {each: signal.signal(each, interrupt) for each in wanted}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _experiments(dataset: str) -> tuple[Experiment, Experiment]:
@@ -117,8 +127,8 @@ def _experiments(dataset: str) -> tuple[Experiment, Experiment]:
     }
     penalty = {"regularization": {"penalty": "l1", "strength": STRENGTH}}
     return (
-        Experiment("without L1", "without-l1", {**spec, "display_name": "without L1"}),
-        Experiment("with L1", "with-l1", {**spec, **penalty, "display_name": "with L1"}),
+        Experiment("without L1", FOLDERS[0], {**spec, "display_name": "without L1"}),
+        Experiment("with L1", FOLDERS[1], {**spec, **penalty, "display_name": "with L1"}),
     )
 
 
@@ -129,7 +139,7 @@ def _run_jobs(console: Console, client: Client, dataset: str, output: Path) -> d
     _wait(console, client, ids)
     comparison = client.submit({"kind": "compare", "jobs": ids, "display_name": "comparison"})["id"]
     _wait(console, client, [comparison])
-    for job_id, folder in zip([*ids, comparison], [*(each.folder for each in experiments), "comparison"], strict=True):
+    for job_id, folder in zip([*ids, comparison], FOLDERS, strict=True):
         _download(client, job_id, output / folder)
     return {
         each.title: Report.model_validate_json((output / each.folder / "report.json").read_bytes())
@@ -147,15 +157,31 @@ def _wait(console: Console, client: Client, job_ids: list[str]) -> None:
             raise JobFailed(job)
 
 
+def _require_ours(folder: Path) -> None:
+    """Raises ForeignFolder unless it is new, empty, or holds a job's artifacts."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (OSError, ValidationError):
+        raise ForeignFolder(folder) from None
+
+
 def _download(client: Client, job_id: str, folder: Path) -> None:
-    """All artifacts of a job, in place of those of an earlier demo. Raises ForeignFolder."""
-    if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / "manifest.json").is_file():
-            raise ForeignFolder(folder)
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for artifact in client.artifacts(job_id):
+    """All artifacts of a job, in place of those of an earlier demo; files of other names stay."""
+    # The manifest first: it marks the folder as ours should the rest be cut short.
+    for artifact in sorted(client.artifacts(job_id), key=lambda each: each["name"] != MANIFEST):
         client.download(job_id, artifact, folder)
+
+
+def _show_results(console: Console, reports: Mapping[str, Report], output: Path, seconds: float) -> None:
+    console.print()
+    console.print(results_table(reports))
+    console.print(
+        f"\nDone in {seconds:.0f} s. All artifacts are in {output}, one folder a job. Look at:", soft_wrap=True
+    )
+    for picture in ("without-l1/histogram.png", "with-l1/histogram.png", "comparison/comparison.png"):
+        console.print(f"  {output / picture}", soft_wrap=True)
 
 
 def results_table(reports: Mapping[str, Report]) -> Table:
@@ -181,9 +207,3 @@ def _rows(reports: list[Report]) -> Iterator[tuple[str, list[str]]]:
     yield "sparsity", [percent(report.total.sparsity) for report in reports]
     yield "checkpoint, gzipped", [f"{size(report.sizes.pruned.gzipped)}" for report in reports]
     yield "emptied by pruning", ["\n".join(report.total.emptied) or "none" for report in reports]
-
-
-def _tell_files(console: Console, output: Path, seconds: float) -> None:
-    console.print(f"All artifacts are in {output}, one folder a job; done in {seconds:.0f} s. Look at:", soft_wrap=True)
-    for picture in ("without-l1/histogram.png", "with-l1/histogram.png", "comparison/comparison.png"):
-        console.print(f"  {output / picture}", soft_wrap=True)

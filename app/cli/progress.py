@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-from app.cli.tables import STATUS_STYLES, progress_text
+from app.cli.tables import progress_text
 from app.client import Job
 
 Show: TypeAlias = Callable[[Job], None]
@@ -21,24 +21,22 @@ _STEPS = 5
 
 
 @contextmanager
-def watching(console: Console, titles: dict[str, str] | None = None) -> Iterator[Show]:
-    """Show jobs by id; `titles` replaces what they call themselves."""
-    known = titles or {}
-
-    def title(job: Job) -> str:
-        return known.get(job["id"]) or job["display_name"] or job["id"]
-
+def watching(console: Console) -> Iterator[Show]:
+    """What to call with every state of the jobs that are followed, of which there may be several."""
     if not console.is_terminal:
-        yield Lines(console, title).show
+        yield Lines(console).show
         return
     with _bars(console) as progress:
-        yield Bars(progress, title).show
+        yield Bars(progress).show
+
+
+def _title(job: Job) -> str:
+    return job["display_name"] or job["id"]
 
 
 class Lines:
-    def __init__(self, console: Console, title: Callable[[Job], str]) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._title = title
         self._last: dict[str, tuple[object, ...]] = {}
 
     def show(self, job: Job) -> None:
@@ -48,31 +46,37 @@ class Lines:
         if self._last.get(job["id"]) != state:
             self._last[job["id"]] = state
             words = ", ".join(filter(None, (job["status"], progress_text(job))))
-            self._console.print(f"{self._title(job)}: {words}", soft_wrap=True)
+            self._console.print(f"{_title(job)}: {words}", soft_wrap=True)
 
 
 class Bars:
-    def __init__(self, progress: Progress, title: Callable[[Job], str]) -> None:
+    def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._title = title
         self._tasks: dict[str, TaskID] = {}
 
     def show(self, job: Job) -> None:
         task = self._tasks.get(job["id"])
         if task is None:
-            task = self._progress.add_task(self._title(job), total=1.0, start=False, words="", style="")
+            task = self._progress.add_task(_title(job), total=1.0, start=False, words="")
             self._tasks[job["id"]] = task
-        fraction = job["progress"]["fraction"] if job["progress"] else 0.0
         self._progress.update(
             task,
-            completed=1.0 if job["status"] == "succeeded" else fraction,
+            completed=_completed(job),
             words=progress_text(job) or job["status"],
-            style=STATUS_STYLES.get(job["status"], ""),
         )
         if job["status"] != "queued":
             self._progress.start_task(task)
         if job["done"]:
             self._progress.stop_task(task)
+
+
+def _completed(job: Job) -> float | None:
+    """From 0 to 1; None, which leaves the bar as it is, in a phase that does not count."""
+    if job["status"] == "succeeded":
+        return 1.0
+    if job["status"] == "queued":
+        return 0.0
+    return job["progress"]["fraction"] if job["progress"] else None
 
 
 class _Seconds(ProgressColumn):
