@@ -1,16 +1,4 @@
-"""A small synchronous client of the HTTP API.
-
-ClientError
-├── BadAddress              what was given as the server's URL or key cannot be one
-├── Unreachable             no answer: nothing listens there, the name is unknown, the connection broke
-├── NotSecateur             an answer, but none that this API gives
-├── Problem                 the server refused; carries the problem details (RFC 9457)
-└── DownloadFailed
-    └── DigestMismatch      all bytes came, and they are not the ones that were published
-
-Resources are the API's own JSON objects, with the types below; fields that this client does not know are kept. Only
-reads are repeated when a connection breaks or the server is busy: a repeated submission would be a second job.
-"""
+"""The client itself: requests, repeats, pages and downloads."""
 
 from __future__ import annotations
 
@@ -20,10 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Literal, Self, TypedDict, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, cast
 from urllib.parse import quote
 
 import httpx
+
+from app.client.errors import BadAddress, ClientError, DigestMismatch, DownloadFailed, NotSecateur, Problem, Unreachable
+from app.client.resources import Artifact, Dataset, Event, Job, System, Validation
 
 T = TypeVar("T")
 
@@ -34,147 +25,6 @@ PATIENCE_SECONDS = 30.0
 """How long one read goes on trying, in all."""
 _BUSY = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-
-
-class ClientError(Exception):
-    """Base of all that this client raises. The message is a sentence for people."""
-
-
-class BadAddress(ClientError):
-    pass
-
-
-class Unreachable(ClientError):
-    pass
-
-
-class NotSecateur(ClientError):
-    pass
-
-
-class DownloadFailed(ClientError):
-    pass
-
-
-class DigestMismatch(DownloadFailed):
-    pass
-
-
-class FieldError(TypedDict):
-    pointer: str
-    code: str
-    detail: str
-
-
-class Problem(ClientError):
-    """The server refused. Branch on `code`; `errors` names the fields at fault by JSON Pointer."""
-
-    def __init__(self, status: int, body: Mapping[str, Any], retry_after: float | None = None) -> None:
-        self.status = status
-        self.title = str(body.get("title") or f"Status {status}")
-        self.detail = str(body.get("detail") or "")
-        self.code = str(body.get("code") or "")
-        self.request_id = str(body.get("request_id") or "")
-        self.errors: list[FieldError] = list(body.get("errors") or ())
-        self.retry_after = retry_after
-        super().__init__(f"{self.title}: {self.detail}" if self.detail else self.title)
-
-
-class Progress(TypedDict):
-    phase: str
-    completed: int
-    total: int
-    unit: str
-    fraction: float
-
-
-class JobError(TypedDict):
-    code: str
-    message: str
-    retryable: bool
-    attempt: int
-
-
-class Job(TypedDict):
-    id: str
-    kind: str
-    status: str
-    done: bool
-    phase: str
-    display_name: str | None
-    labels: dict[str, str]
-    revision: int
-    attempt: int
-    progress: Progress | None
-    estimated_finish_at: str | None
-    result: dict[str, Any] | None
-    error: JobError | None
-    created_at: str
-    started_at: str | None
-    finished_at: str | None
-    expires_at: str | None
-    spec: dict[str, Any]
-
-
-class Estimate(TypedDict):
-    parameters: int | None
-    macs_per_image: int | None
-    training_macs: int | None
-    checkpoint_bytes: int | None
-
-
-class Validation(TypedDict):
-    spec: dict[str, Any]
-    estimate: Estimate
-
-
-class Artifact(TypedDict):
-    name: str
-    role: str
-    media_type: str
-    size: int
-    sha256: str
-    created_at: str
-    expires_at: str | None
-    href: str
-
-
-class Event(TypedDict):
-    seq: int
-    type: str
-    level: str
-    at: str
-    attempt: int
-    data: dict[str, Any]
-
-
-class Dataset(TypedDict):
-    name: str
-    description: str
-    train_images: int
-    test_images: int
-    classes: int
-
-
-class Worker(TypedDict):
-    id: str
-    device: str
-    device_name: str
-    threads: int
-    versions: dict[str, str]
-    busy: bool
-    last_seen_at: str
-    alive: bool
-
-
-class System(TypedDict):
-    version: str
-    workers: list[Worker]
-    queued: int
-    running: int
-    oldest_queued_seconds: float | None
-    database: bool
-    broker: bool
 
 
 class Client:
@@ -256,20 +106,16 @@ class Client:
     def download(self, job_id: str, artifact: Artifact, folder: Path) -> Path:
         """Fetch an artifact into a folder, and check it against its record's digest.
 
-        Bytes go to `NAME.part`, which a later call picks up where this one was interrupted; the name itself only ever
-        holds a whole and verified file. One that is there already is not fetched again.
+        The name only ever holds a whole and verified file; what is on its way is in `NAME.DIGEST.part`, which a later
+        call picks up where this one was interrupted. A file that is there already is not fetched again.
         """
         target = folder / _file_name(artifact["name"])
         if target.is_file() and _sha256(target) == artifact["sha256"]:
             return target
-        part = target.with_name(target.name + ".part")
         folder.mkdir(parents=True, exist_ok=True)
-        url = f"{_job(job_id)}/artifacts/{quote(artifact['name'], safe='')}"
-        resumed = self._fetch(url, part, artifact["size"])
-        if resumed and _sha256(part) != artifact["sha256"]:
-            # What an earlier run left may be of another file: only a fetch from the first byte tells.
-            part.unlink()
-            self._fetch(url, part, artifact["size"])
+        # With the digest in its name, what an earlier call left can only be of this very file.
+        part = target.with_name(f"{target.name}.{artifact['sha256'][:12]}.part")
+        self._fetch(f"{_job(job_id)}/artifacts/{quote(artifact['name'], safe='')}", part, artifact["size"])
         if (found := _sha256(part)) != artifact["sha256"]:
             part.unlink()
             raise DigestMismatch(
@@ -277,44 +123,35 @@ class Client:
             )
         return part.replace(target)
 
-    def _fetch(self, url: str, part: Path, size: int) -> bool:
-        """Bring `part` to its full size. Returns whether bytes of an earlier run were kept."""
-        if part.exists() and part.stat().st_size > size:
-            part.unlink()
-        resumed = part.exists() and part.stat().st_size > 0
+    def _fetch(self, url: str, part: Path, size: int) -> None:
+        """Bring `part` to its full size."""
         part.touch()
         while (have := part.stat().st_size) < size:
             try:
-                whole = self._retrying(lambda: self._stream(url, part))
+                self._retrying(lambda: self._stream(url, part))
             except Unreachable:
-                if part.stat().st_size > have:
-                    continue  # some bytes came through: the patience starts anew
-                raise
-            resumed = resumed and not whole
-            if part.stat().st_size == have:
-                raise DownloadFailed(f"{part.name.removesuffix('.part')} ended after {have} of {size} bytes.")
-        return resumed
+                # As long as bytes come through, the patience starts anew.
+                if part.stat().st_size <= have:
+                    raise
+            else:
+                if part.stat().st_size <= have:
+                    raise DownloadFailed(f"{part.name} ended after {have} of {size} bytes.")
 
-    def _stream(self, url: str, part: Path) -> bool:
-        """Append what `part` lacks. Returns whether the server sent the whole file instead of the rest."""
+    def _stream(self, url: str, part: Path) -> None:
+        """Append what `part` lacks, or write all of it anew when the server sends the whole."""
         headers = {"Accept-Encoding": "identity"}
         if have := part.stat().st_size:
             headers["Range"] = f"bytes={have}-"
         # Redirects are followed here alone: a store may serve the bytes, but a redirected POST would become a GET.
         with self._http.stream("GET", url, headers=headers, follow_redirects=True) as response:
-            if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:
-                part.unlink()
-                part.touch()
-                return True
             if not response.is_success:
                 response.read()
                 raise _problem(response)
             self._answered = True
-            whole = response.status_code != HTTPStatus.PARTIAL_CONTENT
-            with part.open("wb" if whole else "ab") as file:
+            resumed = response.status_code == HTTPStatus.PARTIAL_CONTENT
+            with part.open("ab" if resumed else "wb") as file:
                 for chunk in response.iter_bytes():
                     file.write(chunk)
-        return whole
 
     def _pages(self, path: str, query: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         cursor: dict[str, str] = {}
