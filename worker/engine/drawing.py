@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from app.contract.report import ComparedJob, Comparison, Distribution, Histogram, Report, TensorHistogram, TensorReport
@@ -21,8 +21,13 @@ _ROW = 2.6
 _BEFORE, _AFTER, _BAND = "#A9D3F0", "#0072B2", "#EEEEEE"
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart; as many as jobs may be compared.
 _JOBS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#9A8B00")
+_DARK = frozenset({"#0072B2", "#D55E00", "#009E73", "#000000"})
+"""Those of them on which white letters can be read."""
 _GREY = "#555555"
 _FONT = "DejaVu Sans"
+_Span = tuple[float, float]
+_LOG_FLOOR = 0.5
+"""Where bars stand on a log scale, which has no zero: a bar of one weight must still be seen."""
 
 
 def draw_histogram(histogram: Histogram, report: Report, title: str | None) -> bytes:
@@ -33,9 +38,11 @@ def draw_histogram(histogram: Histogram, report: Report, title: str | None) -> b
         _draw_tensor(left, tensor, log=False)
         _draw_tensor(right, tensor, log=True)
         _name_row(left, f"{tensor.name}: {_facts(facts[tensor.name])}")
-    rows[0][1].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=8, borderaxespad=0.2)
-    rows[-1][0].set_xlabel("weight")
-    rows[-1][1].set_xlabel("weight")
+    figure.legend(
+        *rows[0][1].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8
+    )
+    rows[-1][0].set_xlabel("value")
+    rows[-1][1].set_xlabel("value")
     return _png(figure)
 
 
@@ -51,10 +58,11 @@ def _headline(title: str | None, report: Report) -> str:
 
 
 def _facts(tensor: TensorReport) -> str:
-    words = f"{tensor.total:,} weights from {tensor.min:.4g} to {tensor.max:.4g}".replace("-", "−")
+    what = "weights" if tensor.kind == "weight" else "biases"
+    words = f"{tensor.total:,} {what} from {tensor.min:.4g} to {tensor.max:.4g}".replace("-", "−")
     if tensor.threshold is None:
-        return words
-    return f"{words}, {tensor.nonzero_after:,} left ({_percent(tensor.sparsity)} zero)"
+        return f"{words}, {tensor.nonzero_after:,} of them not zero"
+    return f"{words}, not zero {tensor.nonzero_before:,} → {tensor.nonzero_after:,} ({_percent(tensor.sparsity)} zero)"
 
 
 def _percent(share: float) -> str:
@@ -62,57 +70,81 @@ def _percent(share: float) -> str:
 
 
 def _draw_tensor(axes: Axes, tensor: TensorHistogram, *, log: bool) -> None:
+    floor = _LOG_FLOOR if log else 0.0
+    drawn = {"before": tensor.before} | ({"after": tensor.after} if tensor.after else {})
+    span = _span(drawn.values())
     _mark_threshold(axes, tensor.threshold)
-    axes.stairs(*_stairs(tensor.before), fill=True, baseline=_floor(log), color=_BEFORE, label="before pruning")
-    if tensor.after is not None:
-        # Over it: what stays pale is what pruning took away.
-        axes.stairs(*_stairs(tensor.after), fill=True, baseline=_floor(log), color=_AFTER, label="after pruning")
-    _scale(axes, log)
-    axes.set_ylabel("weights, log scale" if log else "weights")
-    if not log:
-        highest = 1.12 * max(tensor.before.counts)
-        axes.set_ylim(0, highest)
-        if tensor.after is not None:
-            _tell_what_is_cut_off(axes, tensor.after, highest)
+    # The later over the earlier: what stays pale is what pruning took away.
+    for (when, distribution), color in zip(drawn.items(), (_BEFORE, _AFTER), strict=False):
+        label = f"{when} pruning" if tensor.after else "not pruned"
+        axes.stairs(*_stairs(distribution, span), fill=True, baseline=floor, color=color, label=label)
+    axes.set_xlim(span)
+    axes.set_ylabel("count, log scale" if log else "count")
+    if log:
+        _scale_log(axes, floor)
+    else:
+        _scale_linear(axes, highest := _highest(tensor.before.counts))
+        _tell_what_is_cut_off(axes, drawn, highest)
 
 
-def _tell_what_is_cut_off(axes: Axes, after: Distribution, highest: float) -> None:
-    """Pruning heaps up zeros; drawn to scale, they would flatten all the rest."""
-    peak = max(after.counts)
-    if peak > highest:
-        where = after.centres[after.counts.index(peak)]
+def _highest(counts: Sequence[int]) -> float:
+    """Where the linear scale ends: at the tallest bar, or far lower where a few bars would flatten all others."""
+    ordinary = sorted(counts, reverse=True)[max(2, len(counts) // 10) - 1]
+    whole = 1.12 * max(counts)
+    return min(whole, 4.0 * ordinary) if ordinary else whole
+
+
+def _tell_what_is_cut_off(axes: Axes, drawn: Mapping[str, Distribution], highest: float) -> None:
+    """Pruning heaps up zeros, and an L1 penalty weights close to zero: what does not fit is told in words."""
+    cut = {when: _peak(drawn[when]) for when in drawn if max(drawn[when].counts) > highest}
+    lines = [f"↑ {when}: {peak}" if len(drawn) > 1 else f"↑ {peak}" for when, peak in cut.items()]
+    if lines:
         axes.annotate(
-            f"{peak:,} at 0 ↑",
-            (where, highest),
-            xytext=(6, -3),
-            textcoords="offset points",
+            "\n".join(lines),
+            (0.995, 0.98),
+            xycoords="axes fraction",
+            ha="right",
             va="top",
-            color=_AFTER,
             fontsize=8,
+            bbox={"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1},
         )
+
+
+def _peak(distribution: Distribution) -> str:
+    """The tallest bar in words."""
+    count = max(distribution.counts)
+    where = distribution.centres[distribution.counts.index(count)]
+    place = "0" if abs(where) <= _step(distribution) else f"{where:.2g}".replace("-", "−")
+    return f"{count:,} at {place}"
 
 
 def draw_comparison(comparison: Comparison) -> bytes:
     """A PNG: accuracy and sparsity side by side, then one row a tensor with all jobs' weights over each other."""
     names = list(dict.fromkeys(tensor.name for job in comparison.jobs for tensor in job.histogram.tensors))
-    figure, rows = _figure(1 + len(names), "Comparison", first=0.5 * len(comparison.jobs))
+    figure, rows = _figure(
+        1 + len(names), f"Comparison of {len(comparison.jobs)} jobs", first=0.5 * len(comparison.jobs)
+    )
     _draw_accuracy(rows[0][0], comparison.jobs)
     _draw_sparsity(rows[0][1], comparison.jobs)
     for (left, right), name in zip(rows[1:], names, strict=True):
-        for job, color in zip(comparison.jobs, _JOBS, strict=False):
-            for tensor in job.histogram.tensors:
-                if tensor.name == name:
-                    _draw_density(left, tensor.before, color)
-                    _draw_density(right, tensor.after or tensor.before, color)
-                    _mark_threshold(right, tensor.threshold)
-        for axes in (left, right):
-            _scale(axes, log=True)
-            axes.set_ylabel("weights per 0.01")
+        tensors = {
+            color: tensor
+            for job, color in zip(comparison.jobs, _JOBS, strict=False)
+            for tensor in job.histogram.tensors
+            if tensor.name == name
+        }
+        before = {color: tensor.before for color, tensor in tensors.items()}
+        after = {color: tensor.after or tensor.before for color, tensor in tensors.items()}
+        span = _span([*before.values(), *after.values()])
+        _draw_densities(left, before, span)
+        _draw_densities(right, after, span)
+        for tensor in tensors.values():
+            _mark_threshold(right, tensor.threshold)
         _name_row(left, f"{name}, before pruning")
-        _name_row(right, f"{name}, after pruning")
+        _name_row(right, f"{name}, after pruning (grey: −θ to θ)")
     if names:
-        rows[-1][0].set_xlabel("weight")
-        rows[-1][1].set_xlabel("weight")
+        rows[-1][0].set_xlabel("value")
+        rows[-1][1].set_xlabel("value")
     return _png(figure)
 
 
@@ -124,7 +156,8 @@ def _draw_accuracy(axes: Axes, jobs: Sequence[ComparedJob]) -> None:
     axes.barh(rows + 0.2, after, 0.36, color=_JOBS[: len(jobs)])
     for row, figures in enumerate(zip(before, after, strict=True)):
         for offset, figure, when in zip((-0.2, 0.2), figures, ("before", "after"), strict=True):
-            _write_in_bar(axes, row + offset, figure, f"{figure:.2f} % {when}", pale=when == "before")
+            dark = when == "after" and _JOBS[row] in _DARK
+            _write_in_bar(axes, row + offset, figure, f"{figure:.2f} % {when}", dark=dark)
     _name_bars(axes, jobs)
     _name_row(axes, "Test accuracy before and after pruning, %")
 
@@ -134,13 +167,14 @@ def _draw_sparsity(axes: Axes, jobs: Sequence[ComparedJob]) -> None:
     axes.barh(np.arange(len(jobs)), shares, 0.6, color=_JOBS[: len(jobs)])
     for row, (share, job) in enumerate(zip(shares, jobs, strict=True)):
         total = job.report.total
-        _write_in_bar(axes, row, share, f"{share:.2f} %: {total.nonzero_after:,} of {total.parameters:,} left")
+        words = f"{share:.2f} %: {total.nonzero_after:,} of {total.parameters:,} left"
+        _write_in_bar(axes, row, share, words, dark=_JOBS[row] in _DARK)
     _name_bars(axes, jobs)
     axes.set_yticklabels([])
     _name_row(axes, "Sparsity: zeros of all parameters, %")
 
 
-def _write_in_bar(axes: Axes, row: float, length: float, words: str, *, pale: bool = False) -> None:
+def _write_in_bar(axes: Axes, row: float, length: float, words: str, *, dark: bool) -> None:
     """Within the bar where it is long enough, else beside it."""
     inside = length > 60
     axes.annotate(
@@ -151,25 +185,35 @@ def _write_in_bar(axes: Axes, row: float, length: float, words: str, *, pale: bo
         ha="right" if inside else "left",
         va="center",
         fontsize=7.5,
-        color="white" if inside and not pale else "black",
+        color="white" if inside and dark else "black",
     )
 
 
 def _name_bars(axes: Axes, jobs: Sequence[ComparedJob]) -> None:
-    # An id's end tells it from others; its beginning is the time.
-    names = [_legible(job.display_name, 24) or f"job …{job.job_id[-8:]}" for job in jobs]
-    axes.set_yticks(np.arange(len(jobs)), names, parse_math=False)
+    axes.set_yticks(np.arange(len(jobs)), [_name(job) for job in jobs], parse_math=False)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
-    for label, color in zip(axes.get_yticklabels(), _JOBS, strict=False):
-        label.set_color(color)
-        label.set_fontweight("bold")
 
 
-def _draw_density(axes: Axes, distribution: Distribution, color: str) -> None:
+def _name(job: ComparedJob) -> str:
+    """What it is called, and in a second line what was done."""
+    report = job.report
+    # An id's end tells it from others; its beginning is the time.
+    name = _legible(job.display_name, 24).strip() or f"job …{job.job_id[-8:]}"
+    penalty = [f"{report.penalty.upper()} β = {report.strength:g}"] if report.penalty else []
+    pruning = [f"θ = {report.threshold:g}"] if report.threshold is not None else ["not pruned"]
+    return f"{name}\n" + ", ".join([report.dataset, *penalty, *pruning])
+
+
+def _draw_densities(axes: Axes, by_color: Mapping[str, Distribution], span: _Span) -> None:
     """Heights are divided by the width of a bin, which differs between jobs."""
-    counts, edges = _stairs(distribution)
-    axes.stairs(counts / np.diff(edges) * 0.01, edges, baseline=_floor(log=True), color=color, linewidth=1.1)
+    outlines = [_stairs(distribution, span) for distribution in by_color.values()]
+    floor = _LOG_FLOOR * min(0.01 / float(np.diff(edges).max()) for _, edges in outlines)
+    for color, (counts, edges) in zip(by_color, outlines, strict=True):
+        axes.stairs(counts * 0.01 / np.diff(edges), edges, baseline=floor, color=color, linewidth=1.1)
+    axes.set_xlim(span)
+    axes.set_ylabel("count per 0.01 of value")
+    _scale_log(axes, floor)
 
 
 def _mark_threshold(axes: Axes, threshold: float | None) -> None:
@@ -180,28 +224,41 @@ def _mark_threshold(axes: Axes, threshold: float | None) -> None:
         axes.axvline(end, color=_GREY, linewidth=0.7, linestyle=(0, (4, 2)), zorder=1)
 
 
-def _stairs(distribution: Distribution) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Counts, and the edges half-way between the centres. A constant tensor is one bar of a width to be seen."""
+def _stairs(distribution: Distribution, span: _Span) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Counts, and the edges half-way between the centres. A constant tensor is one bar, wide enough to be seen."""
     centres, counts = np.array(distribution.centres), np.array(distribution.counts, dtype=np.float64)
-    step = (distribution.max - distribution.min) / (len(centres) - 1)
+    step = _step(distribution)
     if step == 0 or not np.all(np.diff(centres) > 0):
-        width = max(0.01, abs(distribution.min) / 20)
-        return np.array([counts.sum()]), distribution.min + np.array([-width / 2, width / 2])
+        half = (span[1] - span[0]) / 400
+        return np.array([counts.sum()]), distribution.min + np.array([-half, half])
     return counts, np.append(centres - step / 2, centres[-1] + step / 2)
 
 
-def _floor(log: bool) -> float:
-    """Where bars stand: a log scale has no zero, and a bar of one weight must still be seen."""
-    return 0.5 if log else 0.0
+def _step(distribution: Distribution) -> float:
+    return (distribution.max - distribution.min) / (len(distribution.centres) - 1)
 
 
-def _scale(axes: Axes, log: bool) -> None:
-    if log:
-        axes.set_yscale("log")
-        axes.set_ylim(bottom=_floor(log))
-    else:
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+def _span(distributions: Collection[Distribution]) -> _Span:
+    """From the least value to the greatest with a margin, whether the marks at ±θ are in sight or not."""
+    low, high = min(each.min for each in distributions), max(each.max for each in distributions)
+    least = max(1e-6, 1e-3 * max(abs(low), abs(high)))
+    margin = max(0.03 * (high - low), least)
+    return low - margin, high + margin
+
+
+def _scale_linear(axes: Axes, highest: float) -> None:
+    axes.set_ylim(0, highest)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+def _scale_log(axes: Axes, floor: float) -> None:
+    axes.set_yscale("log")
+    # Over more than a decade, so that at least one mark has a number.
+    axes.set_ylim(floor, max(axes.get_ylim()[1], 11 * floor))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
