@@ -26,6 +26,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from app.contract.failure import Failure, FailureCode
@@ -354,9 +355,7 @@ def _batch(where: ColumnElement[bool]) -> ColumnElement[bool]:
 def _failed(session: Session, where: ColumnElement[bool], code: FailureCode, message: str) -> list[str]:
     failure = Failure.of(code, message, attempt=0).model_dump(mode="json")
     # The attempt's number is known to the row alone.
-    error = func.jsonb_set(
-        cast(literal(failure, JobRow.error.type), JobRow.error.type), "{attempt}", func.to_jsonb(JobRow.attempt)
-    )
+    error = cast(literal(failure, JSONB), JSONB).concat(func.jsonb_build_object("attempt", JobRow.attempt))
     event = NewEvent(Status.FAILED, {"code": code, "message": message}, "error")
     return _move(session, _batch(where), _ENDED | {"status": Status.FAILED, "error": error}, [event])
 

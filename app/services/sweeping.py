@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.db import jobs, workers
@@ -50,5 +50,7 @@ class Sweeper:
         while not self._stopping.wait(self._interval):
             try:
                 sweep_once(self._sessions, self._queue, max_attempts=self._max_attempts)
-            except SQLAlchemyError as error:
-                logger.warning("sweep failed, will try again", extra={"error": str(error)})
+            except OperationalError as error:
+                logger.warning("sweep failed, will try again", extra={"error": str(error.orig)})
+            except Exception:  # a sweeper that died unseen would leave every stuck job stuck
+                logger.exception("sweep failed, will try again")
