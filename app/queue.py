@@ -53,7 +53,16 @@ def make_celery(redis_url: str, *, socket_timeout_seconds: float = PUBLISH_TIMEO
 def worker_command() -> list[str]:
     """What starts a worker process: one job at a time, in a child with a clean interpreter (CUDA needs one)."""
     options = ["--pool=prefork", "--concurrency=1", "--without-gossip", "--without-mingle", "--loglevel=WARNING"]
-    return [sys.executable, "-m", "celery", "--quiet", "--app=worker.main:celery", "worker", f"--queues={QUEUE}", *options]
+    return [
+        sys.executable,
+        "-m",
+        "celery",
+        "--quiet",
+        "--app=worker.main:celery",
+        "worker",
+        f"--queues={QUEUE}",
+        *options,
+    ]
 
 
 class Queue:

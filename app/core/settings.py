@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "SECATEUR_"
@@ -56,6 +56,14 @@ class Settings(BaseSettings):
                 raise UnknownSetting(f"unknown setting {name}" + (f": did you mean {close[0]}?" if close else ""))
         return data
 
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgresql(cls, url: SecretStr) -> SecretStr:
+        scheme, _, rest = url.get_secret_value().partition("://")
+        if scheme not in ("postgresql", "postgres", "postgresql+psycopg") or not rest:
+            raise ValueError("it must start with postgresql://, since only PostgreSQL will do")
+        return url
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.lease_seconds < 3 * self.heartbeat_seconds:
@@ -71,7 +79,5 @@ class Settings(BaseSettings):
     @cached_property
     def sqlalchemy_url(self) -> str:
         """`database_url` with the driver that we use."""
-        scheme, _, rest = self.database_url.get_secret_value().partition("://")
-        if scheme not in ("postgresql", "postgres", "postgresql+psycopg"):
-            raise ValueError(f"database_url must start with postgresql://, not {scheme}://: only PostgreSQL will do")
+        _, _, rest = self.database_url.get_secret_value().partition("://")
         return "postgresql+psycopg://" + rest
