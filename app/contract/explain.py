@@ -26,7 +26,10 @@ MALFORMED = "json_invalid"
 def explain(error: ValidationError, adapter: TypeAdapter[Any]) -> list[FieldError]:
     """One entry an error, in the order found. Never repeats the input's value: it may be huge, or not be UTF-8."""
     schema = adapter.json_schema()
-    return [_explain_one(detail, schema) for detail in error.errors(include_url=False, include_input=False)]
+    errors = [_explain_one(detail, schema) for detail in error.errors(include_url=False, include_input=False)]
+    # Pydantic counts the lawful entries alone: a list with an unlawful one is then also "too short", which is no news.
+    lists = {error.pointer.rpartition("/")[0] for error in errors}
+    return [error for error in errors if error.code != "too_short" or error.pointer not in lists]
 
 
 def _explain_one(detail: Any, schema: dict[str, Any]) -> FieldError:
@@ -47,6 +50,8 @@ def _explain_one(detail: Any, schema: dict[str, Any]) -> FieldError:
                 _unknown(str(given), tags, "value"),
             )
         )
+    elif code in ("too_short", "too_long"):
+        text = text.replace("Tuple", "List").replace(" after validation", "")
     return FieldError(pointer="".join(f"/{_escape(str(step))}" for step in path), code=code, detail=text)
 
 
