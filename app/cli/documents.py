@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import yaml
 
 MAX_DEPTH = 64
+_LOOKS_LIKE_JSON = re.compile(r'\s*\{\s*["}]')  # a brace alone may begin YAML: {kind: train}
 
 
 class BadDocument(Exception):
@@ -23,7 +24,7 @@ class BadDocument(Exception):
 
 
 def load(source: str) -> dict[str, Any]:
-    """Read the document at a path, or standard input for "-". JSON by its name or its first brace, else YAML."""
+    """Read the document at a path, or standard input for "-". JSON by its name or its look, else YAML."""
     name = "standard input" if source == "-" else source
     try:
         raw = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
@@ -32,7 +33,7 @@ def load(source: str) -> dict[str, Any]:
         raise BadDocument(f"{name} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise BadDocument(f"{name} is not UTF-8: byte {error.start} is no part of a character.") from error
-    is_json = source.endswith(".json") or (not source.endswith((".yaml", ".yml")) and text.lstrip().startswith("{"))
+    is_json = source.endswith(".json") or (not source.endswith((".yaml", ".yml")) and _LOOKS_LIKE_JSON.match(text))
     document = _json(text, name) if is_json else _yaml(text, name)
     if not isinstance(document, dict):
         raise BadDocument(f"{name} must hold one object, such as {{kind: train}}.")

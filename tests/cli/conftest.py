@@ -1,0 +1,98 @@
+"""The command line as users have it: a process of its own, told by its environment where the server is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from app.client import Client
+from app.local import Stack
+from tests.specs import Document
+
+COMMAND = [sys.executable, "-m", "app.cli"]
+
+
+class Done(NamedTuple):
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def document(self) -> Any:
+        assert self.code == 0, self
+        return json.loads(self.out)
+
+
+class Secateur(NamedTuple):
+    """Runs commands in a folder, under these variables and no others of ours."""
+
+    folder: Path
+    variables: dict[str, str]
+
+    def __call__(self, *arguments: object, stdin: str | bytes = "") -> Done:
+        done = subprocess.run(
+            [*COMMAND, *map(str, arguments)],
+            cwd=self.folder,
+            env={**os.environ, **self.variables},
+            input=stdin.encode() if isinstance(stdin, str) else stdin,
+            capture_output=True,
+            timeout=120,
+            check=False,
+        )
+        return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def started(self, *arguments: object) -> subprocess.Popen[str]:
+        """A command that still runs."""
+        return subprocess.Popen(
+            [*COMMAND, *map(str, arguments)],
+            cwd=self.folder,
+            env={**os.environ, **self.variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def told(self, **variables: str) -> Secateur:
+        return Secateur(self.folder, {**self.variables, **variables})
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path) -> Secateur:
+    """Knows of no server."""
+    return Secateur(tmp_path, {})
+
+
+@pytest.fixture
+def secateur(nowhere: Secateur, service: Stack) -> Secateur:
+    return nowhere.told(SECATEUR_URL=service.url, SECATEUR_API_KEY=service.api_key)
+
+
+@pytest.fixture
+def idle(nowhere: Secateur, idle_service: Stack) -> Secateur:
+    """Its server has no worker: what is queued stays queued."""
+    return nowhere.told(SECATEUR_URL=idle_service.url, SECATEUR_API_KEY=idle_service.api_key)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[Document], Path]:
+    """Writes a spec to a file."""
+
+    def write(spec: Document) -> Path:
+        path = tmp_path / "a spec.json"
+        path.write_text(json.dumps(spec))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def idle_client(idle_service: Stack) -> Client:
+    return Client(idle_service.url, idle_service.api_key)
