@@ -111,6 +111,14 @@ def test_what_is_no_safetensors_is_refused_and_never_run(
     assert not Path("exploded").exists()
 
 
+def test_a_file_that_is_gone_or_a_folder_is_refused(file: Path) -> None:
+    with pytest.raises(InvalidCheckpoint, match="cannot be read"):
+        load(file)
+    file.mkdir()
+    with pytest.raises(InvalidCheckpoint, match="cannot be read"):
+        load(file)
+
+
 def test_a_file_that_was_cut_off_is_refused(state: dict[str, Tensor], file: Path) -> None:
     file.write_bytes(to_safetensors(state)[:-1])
 

@@ -6,7 +6,7 @@ import pytest
 
 from app.contract.report import ComparedJob, Comparison, Distribution, Histogram, TensorHistogram
 from tests.engine.conftest import Run
-from worker.engine.drawing import draw_comparison, draw_histogram
+from worker.engine.drawing import _highest, draw_comparison, draw_histogram
 
 
 def _size(picture: bytes) -> tuple[int, int]:
@@ -28,6 +28,9 @@ ODD = {
     "not pruned": (_distribution(-1, 1, [4, 5]), None),
     "one huge value": (_distribution(-1e-3, 1e6, [8, *[0] * 254, 1]), _distribution(0, 1e6, [8, *[0] * 254, 1])),
     "two centres": (_distribution(-1, 1, [4, 5]), _distribution(-1, 1, [3, 6])),
+    "all zero": (_distribution(0, 0, [9, 0]), _distribution(0, 0, [9, 0])),
+    "smallest numbers there are": (_distribution(-1e-45, 1e-45, [4, 0, 5]), _distribution(0, 0, [9, 0, 0])),
+    "neighbouring numbers": (_distribution(1, 1 + 2**-52, [4, 0, 5]), _distribution(1, 1 + 2**-52, [4, 0, 5])),
     "one weight": (_distribution(0.1, 0.1, [1, 0]), _distribution(0.1, 0.1, [1, 0])),
 }
 
@@ -42,7 +45,7 @@ def test_odd_tensors_can_be_drawn(plain: Run, before: Distribution, after: Distr
 
 @pytest.mark.parametrize(
     "title",
-    [None, "x" * 128, "$\\frac{a}{b}$ and $", "漢字 🙂 العربية", "  ", "Ünë θ"],
+    [None, "", "_x", "x" * 128, "$\\frac{a}{b}$ and $", "漢字 🙂 العربية", "  ", "Ünë θ"],
     ids=lambda title: str(title)[:8],
 )
 def test_a_title_is_taken_as_it_is(plain: Run, title: str | None) -> None:
@@ -86,6 +89,39 @@ def test_odd_jobs_can_be_compared(plain: Run, l1: Run) -> None:
 
     assert _size(draw_comparison(Comparison(jobs=jobs)))
     assert _size(draw_comparison(Comparison(jobs=(jobs[0], jobs[0]))))
+
+
+@pytest.mark.parametrize(("before", "after"), ODD.values(), ids=ODD)
+def test_odd_tensors_can_be_compared(plain: Run, before: Distribution, after: Distribution | None) -> None:
+    tensor = TensorHistogram(name="fc1.weight", total=9, threshold=0.01, before=before, after=after)
+    odd = Histogram(bins=len(before.counts), tensors=(tensor,))
+
+    assert _size(draw_comparison(Comparison(jobs=(_job(plain, 1, histogram=odd), _job(plain, 2)))))
+
+
+@pytest.mark.parametrize(
+    ("counts", "highest"),
+    [
+        ([4, 9, 5], 1.12 * 9),  # nothing stands out: all is shown
+        ([50, 60, *[1_000] * 2, *[40] * 16], 4 * 1_000),  # ten bars a tenth: the second tallest is ordinary
+        ([10, 90_000, 12, *[8] * 27], 4 * 10),  # one bar would flatten the rest
+        ([9, 0], 1.12 * 9),  # nothing but that bar
+    ],
+)
+def test_the_linear_scale_shows_the_ordinary_bars(counts: list[int], highest: float) -> None:
+    assert _highest(counts) == pytest.approx(min(highest, 1.12 * max(counts)))
+
+
+def test_all_tensors_of_a_network_fit_one_bounded_picture(plain: Run) -> None:
+    tensors = tuple(
+        plain.histogram.tensors[0].model_copy(update={"name": tensor.name}) for tensor in plain.report.tensors
+    )
+
+    width, height = _size(draw_histogram(Histogram(bins=256, tensors=tensors), plain.report, None))
+
+    assert len(tensors) == 16
+    assert width < 2_000
+    assert height < 6_000
 
 
 def test_the_comparison_in_the_artifacts_is_a_picture(compared: Run) -> None:
