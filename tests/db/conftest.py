@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.contract.failure import Failure, FailureCode
+from app.contract.spec import SPEC_VERSION, parse_spec
+from app.contract.status import Status
+from app.db import jobs
+from app.db.jobs import NewArtifact
+from app.db.models import JobRow
+from tests.specs import train_spec
+
+LEASE = 60
+FILE = NewArtifact(name="report.json", role="report", media_type="application/json", size=2, sha256="0" * 64)
+FAILURE = Failure.of(FailureCode.INTERNAL_ERROR, "It broke.", attempt=1)
+
+
+class Jobs:
+    """Makes jobs in any state by lawful moves, and moves their times as only the clock could."""
+
+    def __init__(self, sessions: sessionmaker[Session]) -> None:
+        self.sessions = sessions
+
+    def queued(self, *, tenant: str = "default", **overrides: Any) -> str:
+        spec = parse_spec(train_spec(**overrides)).model_dump(mode="json")
+        job_id = f"job_{uuid4().hex}"
+        with self.sessions.begin() as session:
+            jobs.insert_job(
+                session, job_id=job_id, tenant=tenant, spec=spec, spec_version=SPEC_VERSION, retention_days=30
+            )
+        return job_id
+
+    def running(self, job_id: str | None = None) -> str:
+        job_id = job_id or self.queued()
+        with self.sessions.begin() as session:
+            assert jobs.claim(session, job_id, owner="worker", lease_seconds=LEASE)
+        return job_id
+
+    def in_state(self, status: Status) -> str:
+        if status is Status.QUEUED:
+            return self.queued()
+        job_id = self.running()
+        with self.sessions.begin() as session:
+            if status is Status.SUCCEEDED:
+                jobs.succeed(session, job_id, 1, result={"kind": "train"}, files=[FILE])
+            elif status is Status.FAILED:
+                jobs.fail(session, job_id, 1, failure=FAILURE)
+            elif status is not Status.RUNNING:
+                jobs.request_cancel(session, job_id, "default")
+            if status is Status.CANCELLED:
+                jobs.cancelled(session, job_id, 1)
+        assert self.row(job_id).status == status
+        return job_id
+
+    def row(self, job_id: str) -> JobRow:
+        with self.sessions() as session:
+            row = jobs.get(session, job_id)
+        assert row is not None
+        return row
+
+    def events(self, job_id: str) -> list[str]:
+        with self.sessions() as session:
+            return [event.type for event in jobs.events(session, job_id, after=0, limit=1_000)]
+
+    def past(self, job_id: str, *columns: str) -> None:
+        """Let these times of a job have passed a second ago."""
+        moved = ", ".join(f"{column} = clock_timestamp() - interval '1 second'" for column in columns)
+        with self.sessions.begin() as session:
+            session.execute(text(f"UPDATE jobs SET {moved} WHERE id = :id"), {"id": job_id})
+
+
+@pytest.fixture
+def made(sessions: sessionmaker[Session]) -> Jobs:
+    return Jobs(sessions)
+
+
+@pytest.fixture
+def both(sessions: sessionmaker[Session]) -> Callable[..., list[Any]]:
+    """Runs functions at the same time, each with a thread and sessions of its own."""
+
+    def both(*functions: Callable[[sessionmaker[Session]], Any]) -> list[Any]:
+        start = Barrier(len(functions))
+
+        def run(function: Callable[[sessionmaker[Session]], Any]) -> Any:
+            start.wait(timeout=30)
+            return function(sessions)
+
+        with ThreadPoolExecutor(len(functions)) as pool:
+            return [future.result(timeout=60) for future in [pool.submit(run, function) for function in functions]]
+
+    return both

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import stat
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.core.errors import Unauthenticated
+from app.services.keys import Scope, authenticate, create_key, ensure_first_key, list_keys, revoke_key
+
+
+def test_a_key_opens_what_it_was_made_for_and_its_secret_is_nowhere_kept(sessions: sessionmaker[Session]) -> None:
+    with sessions.begin() as session:
+        row, token = create_key(session, tenant="team-a", name="ci", scopes=[Scope.JOBS_READ])
+        principal = authenticate(session, token)
+        stored = str(session.execute(text("SELECT to_jsonb(api_keys) FROM api_keys")).scalar_one())
+
+    assert (principal.tenant, principal.key_id) == ("team-a", row.id)
+    assert principal.may(Scope.JOBS_READ)
+    assert not principal.may(Scope.JOBS_WRITE)
+    assert token.rpartition("_")[2] not in stored
+
+
+def test_an_admin_may_everything(sessions: sessionmaker[Session]) -> None:
+    with sessions.begin() as session:
+        _, token = create_key(session, name="root", scopes=[Scope.ADMIN])
+        assert all(authenticate(session, token).may(scope) for scope in Scope)
+
+
+def test_every_wrong_key_is_refused_alike(sessions: sessionmaker[Session]) -> None:
+    with sessions.begin() as session:
+        live, token = create_key(session, name="live")
+        gone, revoked = create_key(session, name="gone")
+        assert revoke_key(session, gone.id)
+        assert not revoke_key(session, gone.id)
+        _, expired = create_key(session, name="old", expires_at=datetime.now(UTC) - timedelta(seconds=1))
+        wrong = [
+            revoked,
+            expired,
+            "",
+            "sk_",
+            token[:-1] + ("A" if token[-1] != "A" else "B"),
+            token + "A",
+            token.replace(live.id, "0" * 12),
+            token.replace(live.id, gone.id),
+        ]
+        for each in wrong:
+            with pytest.raises(Unauthenticated):
+                authenticate(session, each)
+        assert authenticate(session, token)
+
+
+@pytest.mark.parametrize("tenant", ["", "A", "a_b", "-a", "a-", "a" * 65, "a/b"])
+def test_a_tenant_is_a_plain_name(sessions: sessionmaker[Session], tenant: str) -> None:
+    with sessions.begin() as session, pytest.raises(ValueError, match="tenant"):
+        create_key(session, tenant=tenant, name="x")
+
+
+@pytest.mark.parametrize("scopes", [[], ["jobs:read", "jobs:delete"]])
+def test_scopes_are_known_words(sessions: sessionmaker[Session], scopes: list[str]) -> None:
+    with sessions.begin() as session, pytest.raises(ValueError, match="scopes must be some of jobs:read"):
+        create_key(session, name="x", scopes=scopes)
+
+
+def test_the_use_of_a_key_is_noted_at_most_once_a_minute(sessions: sessionmaker[Session]) -> None:
+    def used() -> datetime | None:
+        with sessions() as session:
+            return list_keys(session)[0].last_used_at
+
+    def use() -> datetime | None:
+        with sessions.begin() as session:
+            authenticate(session, token)
+        return used()
+
+    with sessions.begin() as session:
+        _, token = create_key(session, name="x")
+    assert used() is None
+    first = use()
+    assert first is not None
+    assert use() == first
+    with sessions.begin() as session:
+        session.execute(text("UPDATE api_keys SET last_used_at = last_used_at - interval '2 minutes'"))
+    later = use()
+    assert later is not None
+    assert later > first
+
+
+def test_the_first_key_is_kept_while_it_works_and_replaced_when_it_does_not(
+    sessions: sessionmaker[Session], database_url: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "api-key"
+    ensure_first_key(database_url, path)
+    first = path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    ensure_first_key(database_url, path)
+    assert path.read_text() == first
+
+    with sessions.begin() as session:
+        revoke_key(session, authenticate(session, first.strip()).key_id or "")
+    ensure_first_key(database_url, path)
+
+    with sessions.begin() as session:
+        assert authenticate(session, path.read_text().strip()).key_id
+    assert path.read_text() != first
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
+import psycopg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from psycopg import sql
+from sqlalchemy import Connection, text
+
+from app.db.migrate import upgrade
+from app.db.models import Base
+from app.db.session import make_engine
+
+
+@pytest.fixture
+def empty(postgres: str) -> Iterator[Callable[[], str]]:
+    """Makes databases with nothing in them, for SQLAlchemy."""
+    made: list[str] = []
+
+    def empty() -> str:
+        name = f"empty_{uuid4().hex}"
+        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+        made.append(name)
+        url = postgres.replace("/secateur?", f"/{name}?", 1)
+        return url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        yield empty
+        for name in made:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _catalogue(connection: Connection) -> set[tuple[str, str]]:
+    """Every constraint and index, in PostgreSQL's own words; Alembic's comparison leaves conditions out."""
+    constraints = (
+        "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE connamespace = 'public'::regnamespace"
+    )
+    indexes = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'"
+    rows = [*connection.execute(text(constraints)), *connection.execute(text(indexes))]
+    return {(name, definition) for name, definition in rows if "alembic" not in name}
+
+
+def test_the_migrations_make_what_the_models_say(empty: Callable[[], str]) -> None:
+    migrated, created = make_engine(empty()), make_engine(empty())
+    upgrade(migrated.url.render_as_string(hide_password=False))
+    Base.metadata.create_all(created)
+
+    with migrated.connect() as here, created.connect() as there:
+        context = MigrationContext.configure(here, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, Base.metadata) == []
+        assert _catalogue(here) == _catalogue(there)
+        assert len(_catalogue(here)) > 15
+    migrated.dispose()
+    created.dispose()
+
+
+def test_a_migration_may_be_repeated(empty: Callable[[], str]) -> None:
+    url = empty()
+    upgrade(url)
+    upgrade(url)
+
+
+def test_processes_that_start_together_take_turns(empty: Callable[[], str]) -> None:
+    url = empty()
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(upgrade, url) for _ in range(4)]:
+            future.result(timeout=60)
+    engine = make_engine(url)
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM alembic_version")) == 1
+    engine.dispose()

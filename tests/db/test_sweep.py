@@ -1,0 +1,175 @@
+"""The ways out of every state that nobody attends to any more."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.contract.failure import FailureCode
+from app.contract.status import Status
+from app.db import jobs
+from tests.db.conftest import Jobs
+
+NOTHING: dict[str, list[str]] = {
+    "cancelled": [],
+    "runtime_timeout": [],
+    "worker_lost": [],
+    "requeued": [],
+    "queue_timeout": [],
+}
+
+
+def _sweep(made: Jobs, max_attempts: int = 3) -> dict[str, list[str]]:
+    with made.sessions.begin() as session:
+        return jobs.sweep(session, max_attempts=max_attempts)
+
+
+@pytest.mark.parametrize("status", Status)
+def test_a_job_in_good_order_is_left_alone(made: Jobs, status: Status) -> None:
+    job_id = made.in_state(status)
+    before = made.row(job_id).revision
+    assert _sweep(made) == NOTHING
+    assert made.row(job_id).revision == before
+
+
+@pytest.mark.parametrize("status", [Status.SUCCEEDED, Status.FAILED, Status.CANCELLED])
+def test_a_job_that_has_ended_stays_ended_whatever_the_time(made: Jobs, status: Status) -> None:
+    job_id = made.in_state(status)
+    made.past(job_id, "queue_deadline", "runtime_deadline", "publish_at")
+    assert _sweep(made) == NOTHING
+    with made.sessions.begin() as session:
+        assert jobs.due_messages(session) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "late", "action", "becomes", "code"),
+    [
+        (Status.QUEUED, "queue_deadline", "queue_timeout", Status.FAILED, FailureCode.QUEUE_TIMEOUT),
+        (Status.RUNNING, "runtime_deadline", "runtime_timeout", Status.FAILED, FailureCode.RUNTIME_TIMEOUT),
+        (Status.RUNNING, "lease_expires_at", "requeued", Status.QUEUED, None),
+        (Status.CANCELLING, "lease_expires_at", "cancelled", Status.CANCELLED, None),
+        (Status.CANCELLING, "runtime_deadline", "cancelled", Status.CANCELLED, None),
+    ],
+)
+def test_a_stuck_job_gets_its_way_out(
+    made: Jobs, status: Status, late: str, action: str, becomes: Status, code: FailureCode | None
+) -> None:
+    job_id = made.in_state(status)
+    made.past(job_id, late)
+
+    assert _sweep(made) == {**NOTHING, action: [job_id]}
+
+    row = made.row(job_id)
+    assert row.status == becomes
+    assert status.may_become(becomes)
+    assert made.events(job_id)[-1] == (action if action == "requeued" else becomes)
+    assert (row.error or {}).get("code") == code
+    if code:
+        assert row.error is not None
+        assert row.error["attempt"] == row.attempt
+        assert row.error["retryable"] is code.retryable
+    assert _sweep(made) == NOTHING
+
+
+def test_a_job_that_loses_its_worker_again_and_again_fails_at_the_cap(made: Jobs) -> None:
+    job_id = made.queued()
+    for attempt in range(1, 4):
+        made.running(job_id)
+        made.past(job_id, "lease_expires_at")
+        assert _sweep(made) == {**NOTHING, "requeued" if attempt < 3 else "worker_lost": [job_id]}
+
+    row = made.row(job_id)
+    assert row.error is not None
+    assert (row.status, row.error["code"], row.error["attempt"]) == (Status.FAILED, "worker_lost", 3)
+    assert row.crashes == 2
+    assert Counter(made.events(job_id)) == {"queued": 1, "running": 3, "requeued": 2, "failed": 1}
+
+
+def test_a_job_handed_back_any_number_of_times_is_no_crash(made: Jobs) -> None:
+    job_id = made.queued()
+    for attempt in range(1, 6):
+        made.running(job_id)
+        with made.sessions.begin() as session:
+            assert jobs.drain(session, job_id, attempt)
+    made.running(job_id)
+    made.past(job_id, "lease_expires_at")
+    assert _sweep(made)["requeued"] == [job_id]
+
+
+def test_a_requeued_job_waits_by_a_clock_of_its_own(made: Jobs) -> None:
+    job_id = made.running()
+    made.past(job_id, "lease_expires_at", "queue_deadline")  # it waited long before it ran
+    assert _sweep(made) == {**NOTHING, "requeued": [job_id]}
+    assert _sweep(made) == NOTHING
+    with made.sessions.begin() as session:
+        assert jobs.due_messages(session) == [job_id]
+
+
+def test_any_number_of_sweepers_move_each_job_once(made: Jobs, both: Callable[..., list[Any]]) -> None:
+    ids = [made.running() for _ in range(30)]
+    for job_id in ids:
+        made.past(job_id, "lease_expires_at")
+
+    def sweep(sessions: sessionmaker[Session]) -> list[str]:
+        with sessions.begin() as session:
+            return jobs.sweep(session, max_attempts=3)["requeued"]
+
+    swept = both(sweep, sweep, sweep)
+
+    assert Counter(job_id for each in swept for job_id in each) == Counter(ids)
+    assert {made.row(job_id).crashes for job_id in ids} == {1}
+
+
+def test_a_sweep_takes_a_bounded_number_the_longest_waiting_first(made: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [made.queued() for _ in range(5)]
+    for job_id in ids:
+        made.past(job_id, "queue_deadline")
+    monkeypatch.setattr(jobs, "SWEEP_BATCH", 2)
+    rounds = [_sweep(made)["queue_timeout"] for _ in range(4)]
+    assert [sorted(each) for each in rounds] == [sorted(ids[:2]), sorted(ids[2:4]), ids[4:], []]
+
+
+def test_a_message_is_due_soon_then_ever_more_seldom_and_at_least_once_an_hour(made: Jobs) -> None:
+    job_id = made.queued()
+    waits = [_wait(made, job_id)]
+    for _ in range(9):
+        made.past(job_id, "publish_at")
+        with made.sessions.begin() as session:
+            assert jobs.due_messages(session) == [job_id]
+            assert jobs.due_messages(session) == []
+        waits.append(_wait(made, job_id))
+
+    expected = [5, 60, 120, 240, 480, 960, 1_920, 3_600, 3_600, 3_600]
+    assert waits == pytest.approx(expected, abs=2)
+
+
+def test_no_message_is_due_for_a_job_that_runs(made: Jobs) -> None:
+    job_id = made.running()
+    made.past(job_id, "publish_at")
+    with made.sessions.begin() as session:
+        assert jobs.due_messages(session) == []
+
+
+def test_the_depth_tells_what_waits_and_for_how_long(made: Jobs) -> None:
+    with made.sessions() as session:
+        assert jobs.depth(session) == (0, 0, None)
+    first = made.queued()
+    for status in Status:
+        made.in_state(status)
+    made.past(first, "queued_at")
+
+    with made.sessions() as session:
+        depth = jobs.depth(session)
+    assert (depth.queued, depth.running) == (2, 2)
+    assert depth.oldest_queued_seconds == pytest.approx(1, abs=10)
+
+
+def _wait(made: Jobs, job_id: str) -> float:
+    with made.sessions() as session:
+        query = text("SELECT extract(epoch FROM publish_at - clock_timestamp()) FROM jobs WHERE id = :id")
+        return float(session.execute(query, {"id": job_id}).scalar_one())

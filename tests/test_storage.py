@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from app.storage import LocalStore, is_intact, sha256_of
+
+JOB = "job_" + "0" * 32
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "artifacts")
+
+
+def test_what_is_staged_appears_whole_and_at_once(store: LocalStore) -> None:
+    staged = store.stage(JOB, 1)
+    (staged / "report.json").write_text("{}")
+    assert not store.folder(JOB, 1).exists()
+
+    store.publish(JOB, 1)
+
+    assert not staged.exists()
+    assert [path.name for path in store.folder(JOB, 1).iterdir()] == ["report.json"]
+
+
+def test_what_an_attempt_left_is_not_in_the_way_of_its_repetition(store: LocalStore) -> None:
+    (store.stage(JOB, 1) / "half").write_text("x")
+    assert list(store.stage(JOB, 1).iterdir()) == []
+
+
+def test_attempts_have_folders_of_their_own(store: LocalStore) -> None:
+    (store.stage(JOB, 1) / "a").write_text("1")
+    (store.stage(JOB, 2) / "a").write_text("2")
+    store.publish(JOB, 2)
+    store.discard(JOB, 1)
+    assert (store.folder(JOB, 2) / "a").read_text() == "2"
+    assert [path.name for path in store.folder(JOB, 2).parent.iterdir()] == ["2"]
+
+
+def test_a_published_attempt_is_never_written_over(store: LocalStore) -> None:
+    for text in ("first", "second"):
+        (store.stage(JOB, 1) / "a").write_text(text)
+        if text == "first":
+            store.publish(JOB, 1)
+    with pytest.raises(OSError, match="not empty"):
+        store.publish(JOB, 1)
+    assert (store.folder(JOB, 1) / "a").read_text() == "first"
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_a_discarded_attempt_leaves_nothing_and_may_be_discarded_again(store: LocalStore, published: bool) -> None:
+    (store.stage(JOB, 1) / "a").write_text("x")
+    if published:
+        store.publish(JOB, 1)
+    store.discard(JOB, 1)
+    store.discard(JOB, 1)
+    assert list(store.folder(JOB, 1).parent.iterdir()) == []
+
+
+def test_a_file_is_intact_while_it_holds_what_was_published(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    digest = sha256_of(path)
+    assert digest == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert is_intact(path, size=3, sha256=digest)
+
+    path.write_bytes(b"abd")
+    os.utime(path, ns=(1, 1))  # the file system's clock may tick too slowly to tell two writes apart
+    assert not is_intact(path, size=3, sha256=digest)
+    path.write_bytes(b"abc")
+    os.utime(path, ns=(2, 2))
+    assert is_intact(path, size=3, sha256=digest)
+    os.truncate(path, 2)
+    assert not is_intact(path, size=3, sha256=digest)
+    path.unlink()
+    assert not is_intact(path, size=3, sha256=digest)
