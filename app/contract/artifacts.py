@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, TypeAlias
 
-Role: TypeAlias = Literal["checkpoint", "report", "histogram", "metrics", "comparison", "manifest"]
+Role: TypeAlias = Literal["checkpoint", "dense_checkpoint", "report", "histogram", "metrics", "comparison", "manifest"]
 
 
 class ArtifactKind(NamedTuple):
@@ -17,7 +17,7 @@ _JSON, _PNG, _SAFETENSORS = "application/json", "image/png", "application/vnd.sa
 ARTIFACTS: dict[str, ArtifactKind] = {
     "model.safetensors": ArtifactKind("checkpoint", _SAFETENSORS),
     "model.pt": ArtifactKind("checkpoint", "application/vnd.pytorch"),
-    "dense.safetensors": ArtifactKind("checkpoint", _SAFETENSORS),
+    "dense.safetensors": ArtifactKind("dense_checkpoint", _SAFETENSORS),
     "report.json": ArtifactKind("report", _JSON),
     "report.csv": ArtifactKind("report", "text/csv; charset=utf-8"),
     "histogram.json": ArtifactKind("histogram", _JSON),

@@ -48,7 +48,7 @@ class Closed(BaseModel):
 
 
 class DatasetSpec(Closed):
-    name: Annotated[DatasetName, Field(strict=False)] = DatasetName.DIGITS
+    name: Annotated[DatasetName, Field(strict=False)]
 
 
 class ModelSpec(Closed):
@@ -159,7 +159,7 @@ class TrainSpec(JobSpec):
     """Train the network, optionally with a penalty, and optionally prune it afterwards."""
 
     kind: Literal["train"]
-    dataset: DatasetSpec = DatasetSpec()
+    dataset: DatasetSpec
     model: ModelSpec = ModelSpec()
     initial: Annotated[
         CheckpointRef | None, Field(description="Continue from this checkpoint; null starts from new weights.")

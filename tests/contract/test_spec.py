@@ -25,7 +25,7 @@ from tests.specs import Document
 
 JOB = "job_" + "0" * 32
 OTHER = "job_" + "1" * 32
-TRAIN: Document = {"kind": "train"}
+TRAIN: Document = {"kind": "train", "dataset": {"name": "digits"}}
 PRUNE: Document = {"kind": "prune", "source": {"job_id": JOB}, "pruning": {"method": "threshold"}}
 COMPARE: Document = {"kind": "compare", "jobs": [JOB, OTHER]}
 
@@ -47,7 +47,7 @@ def _codes(document: Document) -> set[str]:
     return {error["type"] for error in caught.value.errors()}
 
 
-def test_a_train_spec_needs_nothing_but_its_kind() -> None:
+def test_a_train_spec_needs_nothing_but_its_data_set() -> None:
     spec = parse_spec(TRAIN)
 
     assert isinstance(spec, TrainSpec)
@@ -64,6 +64,11 @@ def test_a_train_spec_needs_nothing_but_its_kind() -> None:
         "histogram": {"tensors": ["layer2.0.weight", "fc1.weight", "fc2.weight"], "bins": 256},
         "limits": {"max_queue_seconds": 86_400, "max_runtime_seconds": 86_400},
     }
+
+
+@pytest.mark.parametrize("document", [{"kind": "train"}, {"kind": "train", "dataset": {}}])
+def test_no_data_set_is_guessed(document: Document) -> None:
+    assert _codes(document) == {"missing"}
 
 
 def test_a_prune_spec_takes_the_sparse_checkpoint_and_the_sources_data_set() -> None:
