@@ -6,6 +6,8 @@ Neither console interprets markup, since names and messages come from elsewhere.
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -13,10 +15,14 @@ from typing import Any
 import typer
 from rich.console import Console, RenderableType
 
+PIPE_WIDTH = 200
+
 
 @cache
 def standard_output() -> Console:
-    return Console(markup=False, highlight=False, emoji=False)
+    # In a pipe or a file there is no edge to fold at.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    return Console(markup=False, highlight=False, emoji=False, width=width)
 
 
 @cache

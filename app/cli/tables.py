@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -84,10 +84,12 @@ def _facts(rows: Iterable[tuple[str, Any]]) -> Table:
     return table
 
 
-def _listing(*columns: str, numbers: Sequence[str] = ()) -> Table:
+def _listing(*columns: str, numbers: Sequence[str] = (), folding: Sequence[str] = ()) -> Table:
+    """In a narrow terminal the `folding` columns take more lines; a word of the others is never torn."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if column in numbers else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column not in folding)
     return table
 
 
@@ -123,13 +125,10 @@ def _result_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def jobs_table(jobs: Iterable[Job]) -> Table:
-    table = _listing("job", "kind", "status", "name", "created")
-    # An id that is cut or wrapped cannot be copied; the name gives way instead.
-    table.columns[0].no_wrap = True
-    table.columns[3].no_wrap, table.columns[3].overflow = True, "ellipsis"
+    table = _listing("job", "kind", "status", "created", "name", folding=["name"])
     for job in jobs:
         created = f"{datetime.fromisoformat(job['created_at']).astimezone():%m-%d %H:%M}"
-        table.add_row(job["id"], job["kind"], status_text(job), job["display_name"] or "", created)
+        table.add_row(job["id"], job["kind"], status_text(job), created, job["display_name"] or "")
     return table
 
 
@@ -141,7 +140,7 @@ def artifacts_table(artifacts: Iterable[Artifact]) -> Table:
 
 
 def events_table(events: Iterable[Event]) -> Table:
-    table = _listing("seq", "at", "event", "data", numbers=["seq"])
+    table = _listing("seq", "at", "event", "data", numbers=["seq"], folding=["data"])
     for event in events:
         style = {"error": "red", "warning": "yellow"}.get(event["level"], "")
         data = json.dumps(event["data"], ensure_ascii=False) if event["data"] else ""
@@ -165,7 +164,9 @@ def system_facts(system: System) -> Table:
 
 
 def workers_table(system: System) -> Table:
-    table = _listing("worker", "device", "threads", "state", "last seen", numbers=["threads"])
+    table = _listing(
+        "worker", "device", "threads", "state", "last seen", numbers=["threads"], folding=["worker", "device"]
+    )
     for worker in system["workers"]:
         seen = Text(clock(worker["last_seen_at"]), style="" if worker["alive"] else "red")
         table.add_row(
@@ -186,9 +187,7 @@ def validation_facts(validation: Validation) -> Table:
 
 
 def keys_table(keys: Iterable[Key]) -> Table:
-    table = _listing("id", "tenant", "name", "scopes", "created\nlast used", "state")
-    for column in table.columns[0], *table.columns[3:]:  # a narrow terminal may fold the names, not the rest
-        column.no_wrap = True
+    table = _listing("id", "tenant", "name", "scopes", "created\nlast used", "state", folding=["tenant", "name"])
     for key in keys:
         table.add_row(
             key.id,

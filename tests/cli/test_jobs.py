@@ -54,6 +54,16 @@ def test_list_shows_the_newest_first_and_no_more_than_asked(idle: Secateur, idle
     assert [job["display_name"] for job in idle("list", "--limit", 3, "--json").document()] == names[::-1]
 
 
+def test_a_narrow_terminal_folds_names_and_tears_nothing_else(idle: Secateur, idle_http: httpx.Client) -> None:
+    job_id = submit(idle_http, train_spec(display_name="a name of many words, wider than is left"))["id"]
+
+    lines = idle.told(COLUMNS="80")("list", "--limit", 1).out.splitlines()
+
+    assert max(map(len, lines)) <= 80
+    assert any(line.split()[:3] == [job_id, "train", "queued"] for line in lines)
+    assert "a name of many words, wider than is left" in idle("list", "--limit", 1).out  # no terminal, no edge
+
+
 def test_list_narrows_by_status_and_kind(idle: Secateur, queued: Document, idle_http: httpx.Client) -> None:
     cancelled = submit(idle_http, train_spec())["id"]
     idle_http.post(f"/v1/jobs/{cancelled}/cancel")
