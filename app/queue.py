@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from celery import Celery
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
+# Celery and the Redis client are an eighth of what importing the API costs, and only who opens a queue needs them.
+if TYPE_CHECKING:
+    from celery import Celery
 
 RUN_JOB = "secateur.run_job"
 QUEUE = "secateur.jobs"
 
+LIFE = "secateur.life"
+"""A key that is there for as long as the broker keeps what it was given: gone, the broker is new or was emptied."""
+
 PUBLISH_TIMEOUT_SECONDS = 2
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 
 def make_celery(redis_url: str, *, socket_timeout_seconds: float = PUBLISH_TIMEOUT_SECONDS) -> Celery:
     """Celery as both sides configure it. docs/operations.md says why each setting is as it is."""
+    from celery import Celery
+
     celery = Celery("secateur", broker=redis_url, set_as_current=False)
     celery.conf.update(
         task_default_queue=QUEUE,
@@ -65,6 +74,14 @@ def worker_command() -> list[str]:
     ]
 
 
+class Broker(NamedTuple):
+    """What a look at the broker told."""
+
+    is_new: bool
+    waiting: int
+    """Messages that no worker has fetched."""
+
+
 class Queue:
     """The sending end."""
 
@@ -73,6 +90,9 @@ class Queue:
 
     def wake(self, job_id: str) -> bool:
         """Tell a worker that a job waits. False, within seconds, when the broker is away: the sweeper sends again."""
+        from kombu.exceptions import OperationalError
+        from redis.exceptions import RedisError
+
         try:
             self._celery.send_task(RUN_JOB, args=[job_id], queue=QUEUE, retry=False)
         except (OperationalError, OSError, RedisError) as error:
@@ -84,14 +104,24 @@ class Queue:
 
     def is_up(self) -> bool:
         """Whether the broker answers now."""
+        return self.look() is not None
+
+    def look(self) -> Broker | None:
+        """None, within seconds, when the broker does not answer."""
+        return self._ask(lambda client: Broker(not client.exists(LIFE), int(client.llen(QUEUE))))
+
+    def mark(self) -> None:
+        """This broker has been given all that is queued."""
+        self._ask(lambda client: client.set(LIFE, "1", nx=True))
+
+    def _ask(self, question: Callable[[Any], T]) -> T | None:
         try:
             with self._celery.connection_for_write() as connection:
                 connection.ensure_connection(max_retries=1, timeout=PUBLISH_TIMEOUT_SECONDS)
-                connection.default_channel.client.ping()
+                return question(connection.default_channel.client)
         except Exception as error:  # the transport raises several families; for this question they mean one thing
             logger.warning("broker does not answer", extra={"error": str(error)})
-            return False
-        return True
+            return None
 
     def close(self) -> None:
         self._celery.close()

@@ -1,4 +1,9 @@
-"""Where artifacts live: one folder an attempt, which appears whole or not at all, and is never written again."""
+"""Where artifacts live: one folder an attempt, which appears whole or not at all, and is never written again.
+
+ROOT/JOB/3/                  what attempt 3 published
+ROOT/JOB/.3.partial/         what attempt 3 is still writing
+ROOT/JOB/.checkpoints/       states of its training, from any attempt, for the next to go on from
+"""
 
 from __future__ import annotations
 
@@ -25,6 +30,12 @@ class ArtifactStore(Protocol):
     def folder(self, job_id: str, attempt: int) -> Path:
         """The attempt's published folder."""
 
+    def checkpoints(self, job_id: str) -> Path:
+        """The folder of the job's training checkpoints: there from the first `stage` until `tidy`."""
+
+    def tidy(self, job_id: str, attempt: int | None, *, keep_checkpoints: bool) -> None:
+        """Remove all that is left of a job but what `attempt` published, and perhaps its training checkpoints."""
+
 
 class LocalStore:
     """A store in a folder of this machine, or of a file system that all machines mount."""
@@ -42,7 +53,11 @@ class LocalStore:
         folder = self._staging(job_id, attempt)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        self.checkpoints(job_id).mkdir(exist_ok=True)
         return folder
+
+    def checkpoints(self, job_id: str) -> Path:
+        return self._root / job_id / ".checkpoints"
 
     def publish(self, job_id: str, attempt: int) -> None:
         staging = self._staging(job_id, attempt)
@@ -55,6 +70,24 @@ class LocalStore:
     def discard(self, job_id: str, attempt: int) -> None:
         shutil.rmtree(self._staging(job_id, attempt), ignore_errors=True)
         shutil.rmtree(self.folder(job_id, attempt), ignore_errors=True)
+
+    def tidy(self, job_id: str, attempt: int | None, *, keep_checkpoints: bool) -> None:
+        job = self._root / job_id
+        kept = {str(attempt)} | ({".checkpoints"} if keep_checkpoints else set())
+        for path in job.iterdir() if job.is_dir() else ():
+            if path.name not in kept:
+                shutil.rmtree(path)
+        if job.is_dir() and not any(job.iterdir()):
+            job.rmdir()
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file that after this returns survives a power cut, and before that is not there. Its folder must be."""
+    draft = path.with_name(f".{path.name}.partial")
+    draft.write_bytes(content)
+    _sync(draft)
+    draft.replace(path)
+    _sync(path.parent)
 
 
 def _sync(path: Path) -> None:

@@ -15,6 +15,10 @@ def store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "artifacts")
 
 
+def _entries(store: LocalStore) -> list[str]:
+    return sorted(path.name for path in store.folder(JOB, 1).parent.glob("*"))
+
+
 def test_what_is_staged_appears_whole_and_at_once(store: LocalStore) -> None:
     staged = store.stage(JOB, 1)
     (staged / "report.json").write_text("{}")
@@ -37,7 +41,7 @@ def test_attempts_have_folders_of_their_own(store: LocalStore) -> None:
     store.publish(JOB, 2)
     store.discard(JOB, 1)
     assert (store.folder(JOB, 2) / "a").read_text() == "2"
-    assert [path.name for path in store.folder(JOB, 2).parent.iterdir()] == ["2"]
+    assert _entries(store) == [".checkpoints", "2"]
 
 
 def test_a_published_attempt_is_never_written_over(store: LocalStore) -> None:
@@ -57,7 +61,27 @@ def test_a_discarded_attempt_leaves_nothing_and_may_be_discarded_again(store: Lo
         store.publish(JOB, 1)
     store.discard(JOB, 1)
     store.discard(JOB, 1)
-    assert list(store.folder(JOB, 1).parent.iterdir()) == []
+    assert _entries(store) == [".checkpoints"]
+
+
+@pytest.mark.parametrize(
+    ("published", "keep_checkpoints", "left"),
+    [(1, False, ["1"]), (2, False, ["2"]), (None, True, [".checkpoints"]), (None, False, [])],
+)
+def test_of_an_ended_job_only_what_counts_is_kept(
+    store: LocalStore, published: int | None, keep_checkpoints: bool, left: list[str]
+) -> None:
+    for attempt in (1, 2):
+        (store.stage(JOB, attempt) / "a").write_text("x")
+        store.publish(JOB, attempt)
+    (store.stage(JOB, 3) / "half").write_text("x")
+    (store.checkpoints(JOB) / "3-1.pt").write_text("x")
+
+    for _ in range(2):
+        store.tidy(JOB, published, keep_checkpoints=keep_checkpoints)
+
+        assert _entries(store) == left
+        assert store.folder(JOB, 1).parent.exists() == bool(left)
 
 
 def test_a_file_is_intact_while_it_holds_what_was_published(tmp_path: Path) -> None:

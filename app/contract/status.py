@@ -17,7 +17,7 @@ class Status(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        return not TRANSITIONS[self]
+        return self in (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED)
 
     @property
     def is_leased(self) -> bool:
@@ -35,7 +35,8 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
     # A cancel that was accepted is kept: an attempt that finishes or crashes meanwhile ends as cancelled.
     Status.CANCELLING: frozenset({Status.CANCELLED}),
     Status.SUCCEEDED: frozenset(),
-    Status.FAILED: frozenset(),
+    # Only when a client asks for a retry.
+    Status.FAILED: frozenset({Status.QUEUED}),
     Status.CANCELLED: frozenset(),
 }
 

@@ -1,10 +1,10 @@
 """The error tree of the light side: facts about the domain, each with its HTTP status and stable code.
 
 SecateurError
-├── Malformed 400 · Unauthenticated 401 · Forbidden 403 · PayloadTooLarge 413
+├── Malformed 400 · Unauthenticated 401 · Forbidden 403 · RequestTimeout 408 · PayloadTooLarge 413
 ├── UnsupportedMediaType 415 · RangeBeyondEnd 416
 ├── NotFound 404: JobNotFound, ArtifactNotFound
-├── Conflict 409: JobNotCancellable, SourceNotFinished
+├── Conflict 409: JobNotCancellable, JobNotRetryable, SourceNotFinished
 ├── InvalidSpec 422 (with one entry a field)
 └── Unavailable 503: ArtifactUnavailable (500 when the bytes no longer match)
 """
@@ -16,6 +16,9 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from app.contract.explain import FieldError
+
+# What the client still sends of its body is not going to be read.
+_REST_UNREAD: Mapping[str, str] = MappingProxyType({"Connection": "close"})
 
 
 class SecateurError(Exception):
@@ -80,12 +83,28 @@ class JobNotCancellable(Conflict):
     code, title = "job_not_cancellable", "The job has already ended"
 
 
+class JobNotRetryable(Conflict):
+    code, title = "job_not_retryable", "The job has not failed"
+
+
 class SourceNotFinished(Conflict):
     code, title, retryable = "source_not_finished", "A job that this one needs has not succeeded", True
 
 
+class RequestTimeout(SecateurError):
+    status, code, title, retryable = 408, "request_timeout", "The body did not arrive in time", True
+    headers = _REST_UNREAD
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The whole body must arrive within {seconds:g} s of the headers.")
+
+
 class PayloadTooLarge(SecateurError):
     status, code, title = 413, "payload_too_large", "The body is too large"
+    headers = _REST_UNREAD
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(f"The body may have at most {max_bytes} bytes.")
 
 
 class RangeBeyondEnd(SecateurError):

@@ -40,8 +40,12 @@ class Settings(BaseSettings):
     lease_seconds: Annotated[float, Field(gt=1, le=3600)] = 60.0
     sweep_seconds: Annotated[float, Field(gt=0, le=600)] = 5.0
     max_attempts: Annotated[int, Field(ge=1, le=20)] = 3
+    checkpoint_seconds: Annotated[float, Field(gt=0, le=3600)] = 30.0
+    cancel_grace_seconds: Annotated[float, Field(gt=0, le=600)] = 5.0
+    watchdog_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
     retention_days: Annotated[int, Field(ge=1, le=3650)] = 30
     max_body_bytes: Annotated[int, Field(ge=1024)] = 262_144
+    body_seconds: Annotated[float, Field(gt=0, le=600)] = 20.0
     worker_threads: Annotated[int | None, Field(ge=1)] = None
     """Torch threads of one worker; None takes all cores: with several workers on a machine, share them out."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

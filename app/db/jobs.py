@@ -1,97 +1,24 @@
-"""Every query on jobs, and every transition as one guarded UPDATE on the database's clock.
-
-A transition that returns None was refused by its guard: somebody else won, which is an ordinary answer. Nothing here
-commits. Each transition adds one event in the same transaction; the row lock of its UPDATE keeps `seq` free of gaps.
-"""
+"""Jobs as clients see them: insert, read, list, and the moves that a client asks for. Nothing here commits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    ColumnElement,
-    and_,
-    any_,
-    bindparam,
-    case,
-    cast,
-    func,
-    insert,
-    literal,
-    or_,
-    select,
-    tuple_,
-    update,
-)
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import and_, func, insert, literal, or_, select, tuple_
 from sqlalchemy.orm import Session
 
-from app.contract.failure import Failure, FailureCode
 from app.contract.status import Phase, Status
 from app.db.clock import now, seconds
 from app.db.models import ArtifactRow, EventRow, JobRow
+from app.db.moves import ENDED, LEASED, NewEvent, move, requeued, write_events
 
-LEASED = [status.value for status in Status if status.is_leased]
-SWEEP_BATCH = 100
 PUBLISH_FIRST_SECONDS = 5
 """A submitted job's message is due again so soon, because the first sending may have failed unseen."""
 
-
-class NewEvent(NamedTuple):
-    type: str
-    data: Mapping[str, Any] = {}
-    level: str = "info"
-
-
-class NewArtifact(NamedTuple):
-    name: str
-    role: str
-    media_type: str
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What a worker holds after it has won a job."""
-
-    job_id: str
-    attempt: int
-    tenant: str
-    spec: dict[str, Any]
-
-
-def _log(session: Session, job: Any, events: Iterable[NewEvent]) -> None:
-    """Write the events that an UPDATE just made room for: `job.events` is the last one's seq."""
-    entries = list(events)
-    first = job.events - len(entries) + 1
-    if entries:
-        session.execute(
-            insert(EventRow),
-            [
-                {
-                    "job_id": job.id,
-                    "seq": seq,
-                    "type": e.type,
-                    "level": e.level,
-                    "attempt": job.attempt,
-                    "data": dict(e.data),
-                }
-                for seq, e in enumerate(entries, start=first)
-            ],
-        )
-
-
-def _touch(events: int = 1) -> dict[str, Any]:
-    """What every change of a job does beside its own."""
-    return {"revision": JobRow.revision + 1, "events": JobRow.events + events, "updated_at": now()}
-
-
-_NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_expires_at": None}
-_ENDED: dict[str, Any] = _NO_LEASE | {"finished_at": now(), "phase": None}
+CANCEL_SECONDS = 30
+"""A cancelled attempt that has not stopped by then is given up: a live worker ends it long before."""
 
 
 def insert_job(
@@ -117,7 +44,7 @@ def insert_job(
         )
         .returning(JobRow)
     ).scalar_one()
-    _log(session, row, [NewEvent(Status.QUEUED)])
+    write_events(session, row, [NewEvent(Status.QUEUED)])
     return row
 
 
@@ -163,254 +90,31 @@ def artifacts(session: Session, job_id: str) -> Sequence[ArtifactRow]:
     return session.scalars(select(ArtifactRow).where(ArtifactRow.job_id == job_id).order_by(ArtifactRow.name)).all()
 
 
-def _move(
-    session: Session, where: ColumnElement[bool], values: dict[str, Any], new_events: Sequence[NewEvent]
-) -> list[str]:
-    """Apply one transition, with its events, to the jobs that meet `where`."""
-    rows = session.execute(
-        update(JobRow)
-        .where(where)
-        .values(**values, **_touch(len(new_events)))
-        .returning(JobRow.id, JobRow.events, JobRow.attempt)
-    ).all()
-    for row in rows:
-        _log(session, row, new_events)
-    return [row.id for row in rows]
-
-
-# --- the life of an attempt ------------------------------------------------------------------------------------------
-
-
-def _held(job_id: str, attempt: int) -> ColumnElement[bool]:
-    """The guard of every write by an attempt: it is still the job's last, and the job still belongs to a worker."""
-    return and_(JobRow.id == job_id, JobRow.attempt == attempt, JobRow.status.in_(LEASED))
-
-
-def claim(session: Session, job_id: str, *, owner: str, lease_seconds: float) -> Claim | None:
-    """queued → running, with a new attempt number and a lease. None when the job is not to be had."""
-    row = session.execute(
-        update(JobRow)
-        .where(JobRow.id == job_id, JobRow.status == Status.QUEUED, JobRow.queue_deadline > now())
-        .values(
-            status=Status.RUNNING,
-            phase=Phase.PREPARING_DATA,
-            attempt=JobRow.attempt + 1,
-            lease_owner=owner,
-            lease_expires_at=now() + seconds(lease_seconds),
-            started_at=func.coalesce(JobRow.started_at, now()),
-            runtime_deadline=func.coalesce(
-                JobRow.runtime_deadline,
-                now() + seconds(JobRow.spec["limits"]["max_runtime_seconds"].as_integer()),
-            ),
-            progress=None,
-            **_touch(),
-        )
-        .returning(JobRow.id, JobRow.events, JobRow.attempt, JobRow.tenant, JobRow.spec)
-    ).one_or_none()
-    if row is None:
-        return None
-    _log(session, row, [NewEvent(Status.RUNNING, {"worker": owner})])
-    return Claim(job_id=row.id, attempt=row.attempt, tenant=row.tenant, spec=row.spec)
-
-
-def beat(
-    session: Session,
-    job_id: str,
-    attempt: int,
-    *,
-    lease_seconds: float,
-    phase: str,
-    progress: Mapping[str, Any] | None,
-    new_events: Sequence[NewEvent] = (),
-) -> Status | None:
-    """Extend the lease, store phase, progress and events. Returns the job's status: `cancelling` asks the attempt to
-    stop. None means that the attempt is fenced: it owns nothing any more."""
-    seen = JobRow.phase.is_distinct_from(phase) | JobRow.progress.is_distinct_from(
-        bindparam("p", progress, JobRow.progress.type)
-    )
-    changed = literal(True) if new_events else seen
-    row = session.execute(
-        update(JobRow)
-        .where(_held(job_id, attempt))
-        .values(
-            lease_expires_at=now() + seconds(lease_seconds),
-            phase=phase,
-            progress=progress,
-            events=JobRow.events + len(new_events),
-            # A beat that tells nothing new is no change that a client should fetch.
-            revision=JobRow.revision + case((changed, 1), else_=0),
-            updated_at=case((changed, now()), else_=JobRow.updated_at),
-        )
-        .returning(JobRow.id, JobRow.events, JobRow.attempt, JobRow.status)
-    ).one_or_none()
-    if row is None:
-        return None
-    _log(session, row, new_events)
-    return Status(row.status)
-
-
-def succeed(
-    session: Session,
-    job_id: str,
-    attempt: int,
-    *,
-    result: dict[str, Any],
-    files: Sequence[NewArtifact],
-    new_events: Sequence[NewEvent] = (),
-) -> Status | None:
-    """running → succeeded, making the artifacts visible; or cancelling → cancelled, dropping them."""
-    status = _finish(session, job_id, attempt, Status.SUCCEEDED, {"result": result}, new_events)
-    if status is Status.SUCCEEDED:
-        session.execute(
-            insert(ArtifactRow), [{"job_id": job_id, "attempt": attempt, **file._asdict()} for file in files]
-        )
-    return status
-
-
-def fail(
-    session: Session, job_id: str, attempt: int, *, failure: Failure, new_events: Sequence[NewEvent] = ()
-) -> Status | None:
-    """running → failed; or cancelling → cancelled, since that is what the client asked for."""
-    return _finish(session, job_id, attempt, Status.FAILED, {"error": failure.model_dump(mode="json")}, new_events)
-
-
-def cancelled(session: Session, job_id: str, attempt: int, *, new_events: Sequence[NewEvent] = ()) -> Status | None:
-    """cancelling → cancelled, once the attempt has stopped. None when no cancel was asked for."""
-    return _finish(session, job_id, attempt, None, {}, new_events)
-
-
-def _finish(
-    session: Session,
-    job_id: str,
-    attempt: int,
-    wanted: Status | None,
-    outcome: dict[str, Any],
-    new_events: Sequence[NewEvent],
-) -> Status | None:
-    for guard, status, values in (
-        (Status.RUNNING, wanted, outcome),
-        (Status.CANCELLING, Status.CANCELLED, {}),
-    ):
-        if status is None:
-            continue
-        row = session.execute(
-            update(JobRow)
-            .where(_held(job_id, attempt), JobRow.status == guard)
-            .values(status=status, **values, **_ENDED, **_touch(len(new_events) + 1))
-            .returning(JobRow.id, JobRow.events, JobRow.attempt)
-        ).one_or_none()
-        if row is not None:
-            # A failure's event repeats its code and message: the log alone must tell the story.
-            last = NewEvent(status, values.get("error") or {}, "error" if status is Status.FAILED else "info")
-            _log(session, row, [*new_events, last])
-            return status
-    return None
-
-
-def drain(session: Session, job_id: str, attempt: int, *, new_events: Sequence[NewEvent] = ()) -> bool:
-    """running → queued: the worker is shutting down and hands the job back. Not counted as a crash."""
-    rows = _move(
-        session,
-        and_(_held(job_id, attempt), JobRow.status == Status.RUNNING),
-        _requeued(),
-        [*new_events, NewEvent("requeued", {"reason": "worker_shutdown"})],
-    )
-    return bool(rows)
-
-
-def _requeued() -> dict[str, Any]:
-    return _NO_LEASE | {
-        "status": Status.QUEUED,
-        "phase": Phase.WAITING,
-        "progress": None,
-        "queued_at": now(),
-        # The limit on waiting counts from here again: time spent running is not time spent waiting.
-        "queue_deadline": now() + seconds(JobRow.spec["limits"]["max_queue_seconds"].as_integer()),
-        "publish_at": now(),
-        "publishes": 0,
-    }
-
-
 def request_cancel(session: Session, job_id: str, tenant: str) -> Status | None:
     """queued → cancelled, or running → cancelling. None when the job is in neither state."""
-    for guard, values in (
-        (Status.QUEUED, _ENDED | {"status": Status.CANCELLED}),
-        (Status.RUNNING, {"status": Status.CANCELLING}),
+    limit: dict[str, Any] = {"cancel_deadline": now() + seconds(CANCEL_SECONDS)}
+    for guard, wanted, values in (
+        (Status.QUEUED, Status.CANCELLED, ENDED | {"checkpoints": []}),
+        (Status.RUNNING, Status.CANCELLING, limit),
     ):
         where = and_(JobRow.id == job_id, JobRow.tenant == tenant, JobRow.status == guard)
-        if _move(session, where, values, [NewEvent(values["status"])]):
-            return Status(values["status"])
+        if move(session, where, values | {"status": wanted}, [NewEvent(wanted)]):
+            return wanted
     return None
 
 
-# --- the sweeper's part ----------------------------------------------------------------------------------------------
-
-
-def _batch(where: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Some of the jobs that meet `where`, the longest waiting first, passing over those that another sweeper holds."""
-    chosen = select(JobRow.id).where(where).order_by(JobRow.queued_at).limit(SWEEP_BATCH)
-    return JobRow.id == any_(chosen.with_for_update(skip_locked=True).scalar_subquery().self_group())
-
-
-def _failed(session: Session, where: ColumnElement[bool], code: FailureCode, message: str) -> list[str]:
-    failure = Failure.of(code, message, attempt=0).model_dump(mode="json")
-    # The attempt's number is known to the row alone.
-    error = cast(literal(failure, JSONB), JSONB).concat(func.jsonb_build_object("attempt", JobRow.attempt))
-    event = NewEvent(Status.FAILED, {"code": code, "message": message}, "error")
-    return _move(session, _batch(where), _ENDED | {"status": Status.FAILED, "error": error}, [event])
-
-
-def sweep(session: Session, *, max_attempts: int) -> dict[str, list[str]]:
-    """Give every job that is stuck its way out. Any number of sweepers may run at once. Returns the ids by action."""
-    overdue = and_(JobRow.status.in_(LEASED), JobRow.lease_expires_at < now())
-    running = JobRow.status == Status.RUNNING
-    return {
-        "cancelled": _move(
-            session,
-            # An attempt that beats and never looks up, as in a hung native call, is let go at the job's own limit.
-            _batch(and_(JobRow.status == Status.CANCELLING, or_(overdue, JobRow.runtime_deadline < now()))),
-            _ENDED | {"status": Status.CANCELLED},
-            [NewEvent(Status.CANCELLED, {"reason": "attempt_not_heard_of"})],
-        ),
-        "runtime_timeout": _failed(
-            session,
-            and_(running, JobRow.runtime_deadline < now()),
-            FailureCode.RUNTIME_TIMEOUT,
-            "The job ran longer than limits.max_runtime_seconds: raise the limit, or ask for fewer epochs.",
-        ),
-        "worker_lost": _failed(
-            session,
-            and_(overdue, running, JobRow.crashes + 1 >= max_attempts),
-            FailureCode.WORKER_LOST,
-            f"The worker was lost {max_attempts} times while it ran this job: it may need more memory than there is.",
-        ),
-        "requeued": _move(
-            session,
-            _batch(and_(overdue, running)),
-            _requeued() | {"crashes": JobRow.crashes + 1},
-            [NewEvent("requeued", {"reason": "lease_expired"}, "warning")],
-        ),
-        "queue_timeout": _failed(
-            session,
-            and_(JobRow.status == Status.QUEUED, JobRow.queue_deadline < now()),
-            FailureCode.QUEUE_TIMEOUT,
-            "No worker took the job within limits.max_queue_seconds: see /v1/system for workers, then submit again.",
-        ),
+def retry(session: Session, job_id: str, tenant: str) -> bool:
+    """failed → queued: the next attempt goes on from the last one's checkpoint, with all limits counted anew."""
+    again: dict[str, Any] = requeued() | {
+        "error": None,
+        "finished_at": None,
+        "runtime_deadline": None,
+        "crashes": 0,
+        "retries": JobRow.retries + 1,
+        "tidied_at": None,
     }
-
-
-def due_messages(session: Session) -> list[str]:
-    """Queued jobs whose wake-up message is due. Each is due again after 60 s·2^k, at most an hour."""
-    due = and_(JobRow.status == Status.QUEUED, JobRow.publish_at <= now())
-    wait = func.least(60 * func.power(2, func.least(JobRow.publishes, 10)), 3600)
-    return list(
-        session.scalars(
-            update(JobRow)
-            .where(_batch(due))
-            .values(publish_at=now() + seconds(wait), publishes=JobRow.publishes + 1)
-            .returning(JobRow.id)
-        )
-    )
+    where = and_(JobRow.id == job_id, JobRow.tenant == tenant, JobRow.status == Status.FAILED)
+    return bool(move(session, where, again, [NewEvent("requeued", {"reason": "retry"})]))
 
 
 class Depth(NamedTuple):

@@ -26,6 +26,7 @@ def _states(*states: Status) -> str:
 
 ALL = _states(*Status)
 LEASED = _states(*(state for state in Status if state.is_leased))
+ENDED = [state.value for state in Status if state.is_terminal]
 TERMINAL = _states(*(state for state in Status if state.is_terminal))
 
 
@@ -34,6 +35,7 @@ class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own declaration
         datetime: DateTime(timezone=True),
         dict[str, Any]: JSONB(none_as_null=True),
+        list[dict[str, Any]]: JSONB(none_as_null=True),
         list[str]: ARRAY(Text),
         str: Text,
     }
@@ -49,9 +51,13 @@ class JobRow(Base):
         CheckConstraint("(status = 'succeeded') = (result IS NOT NULL)", name="result_when_succeeded"),
         CheckConstraint("(status = 'failed') = (error IS NOT NULL)", name="error_when_failed"),
         CheckConstraint(f"status NOT IN {LEASED} OR attempt > 0", name="attempt_counted"),
+        CheckConstraint("(status = 'cancelling') = (cancel_deadline IS NOT NULL)", name="limit_while_cancelling"),
+        CheckConstraint("status NOT IN ('succeeded', 'cancelled') OR checkpoints = '[]'", name="checkpoints_of_use"),
+        CheckConstraint(f"tidied_at IS NULL OR status IN {TERMINAL}", name="tidied_when_terminal"),
         Index("ix_jobs_listing", "tenant", text("created_at DESC"), text("id DESC")),
         Index("ix_jobs_queued", "queued_at", postgresql_where=text("status = 'queued'")),
         Index("ix_jobs_leased", "lease_expires_at", postgresql_where=text(f"status IN {LEASED}")),
+        Index("ix_jobs_untidied", "queued_at", postgresql_where=text(f"status IN {TERMINAL} AND tidied_at IS NULL")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -67,8 +73,11 @@ class JobRow(Base):
     events: Mapped[int] = mapped_column(server_default="0", comment="The last event's seq.")
     attempt: Mapped[int] = mapped_column(server_default="0", comment="The fencing token of the last attempt.")
     crashes: Mapped[int] = mapped_column(server_default="0", comment="Attempts whose lease ran out.")
+    retries: Mapped[int] = mapped_column(server_default="0", comment="Times that a client asked for it again.")
     lease_owner: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
+    cancel_deadline: Mapped[datetime | None]
+    checkpoints: Mapped[list[dict[str, Any]]] = mapped_column(server_default="[]", comment="Newest first.")
     progress: Mapped[dict[str, Any] | None]
     result: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
@@ -82,14 +91,15 @@ class JobRow(Base):
     runtime_deadline: Mapped[datetime | None]
     publish_at: Mapped[datetime] = mapped_column(comment="When the wake-up message is due (again).")
     publishes: Mapped[int] = mapped_column(server_default="0")
+    tidied_at: Mapped[datetime | None] = mapped_column(comment="When the files of losing attempts were removed.")
 
 
 class EventRow(Base):
     __tablename__ = "job_events"
     __table_args__ = (
         CheckConstraint("seq > 0", name="seq_positive"),
-        # A job ends once, whatever races.
-        Index("uq_job_events_terminal", "job_id", unique=True, postgresql_where=text(f"type IN {TERMINAL}")),
+        # A job ends once, and once more for each retry that a client asked for, whatever races.
+        Index("uq_job_events_terminal", "job_id", "retry", unique=True, postgresql_where=text(f"type IN {TERMINAL}")),
     )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
@@ -98,6 +108,7 @@ class EventRow(Base):
     level: Mapped[str]
     at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
     attempt: Mapped[int]
+    retry: Mapped[int] = mapped_column(server_default="0")
     data: Mapped[dict[str, Any]]
 
 

@@ -24,6 +24,11 @@ def make_engine(sqlalchemy_url: str, *, pool_size: int = 5) -> Engine:
             "connect_timeout": CONNECT_SECONDS,
             "options": f"-c timezone=UTC -c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout=10s",
             "application_name": "secateur",
+            # A server that vanished from the network without a word is noticed within half a minute.
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 25_000,
         },
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -52,3 +52,12 @@ def all_workers(session: Session) -> Sequence[tuple[WorkerRow, bool]]:
     """Each worker, and whether it is alive."""
     alive = WorkerRow.last_seen_at > now() - seconds(ALIVE_SECONDS)
     return [(row, ok) for row, ok in session.execute(select(WorkerRow, alive).order_by(WorkerRow.id))]
+
+
+def idle(session: Session, worker_id: str) -> None:
+    session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(job_id=None))
+
+
+def working_on(session: Session, worker_id: str) -> str | None:
+    """The job that the worker's job process says it is at."""
+    return session.scalar(select(WorkerRow.job_id).where(WorkerRow.id == worker_id))

@@ -25,7 +25,15 @@ from app.contract.spec import (
     parse_spec,
 )
 from app.contract.status import Status
-from app.core.errors import InvalidCursor, InvalidSpec, JobNotCancellable, JobNotFound, Malformed, SourceNotFinished
+from app.core.errors import (
+    InvalidCursor,
+    InvalidSpec,
+    JobNotCancellable,
+    JobNotFound,
+    JobNotRetryable,
+    Malformed,
+    SourceNotFinished,
+)
 from app.core.ids import new_job_id
 from app.db import jobs
 from app.db.models import EventRow, JobRow
@@ -133,6 +141,17 @@ def cancel(session: Session, tenant: str, job_id: str) -> tuple[JobRow, bool]:
     if not changed and row.status not in (Status.CANCELLING, Status.CANCELLED):
         raise JobNotCancellable(f"The job {row.status} at {row.finished_at}: there is nothing left to cancel.")
     return row, changed
+
+
+def retry(session: Session, tenant: str, job_id: str) -> JobRow:
+    """Queue a failed job again. Raises JobNotRetryable."""
+    get(session, tenant, job_id)
+    changed = jobs.retry(session, job_id, tenant)
+    row = get(session, tenant, job_id)
+    if not changed:
+        hint = "wait for its end" if not Status(row.status).is_terminal else "submit its spec as a new job"
+        raise JobNotRetryable(f"Only a failed job can be retried, and this one is {row.status}: {hint}.")
+    return row
 
 
 def page(

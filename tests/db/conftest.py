@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.contract.failure import Failure, FailureCode
 from app.contract.spec import SPEC_VERSION, parse_spec
 from app.contract.status import Status
-from app.db import jobs
-from app.db.jobs import NewArtifact
+from app.db import attempts, jobs
+from app.db.attempts import NewArtifact
 from app.db.models import JobRow
 from tests.specs import train_spec
 
@@ -41,7 +41,7 @@ class Jobs:
     def running(self, job_id: str | None = None) -> str:
         job_id = job_id or self.queued()
         with self.sessions.begin() as session:
-            assert jobs.claim(session, job_id, owner="worker", lease_seconds=LEASE)
+            assert attempts.claim(session, job_id, owner="worker", lease_seconds=LEASE)
         return job_id
 
     def in_state(self, status: Status) -> str:
@@ -50,13 +50,13 @@ class Jobs:
         job_id = self.running()
         with self.sessions.begin() as session:
             if status is Status.SUCCEEDED:
-                jobs.succeed(session, job_id, 1, result={"kind": "train"}, files=[FILE])
+                attempts.succeed(session, job_id, 1, result={"kind": "train"}, files=[FILE])
             elif status is Status.FAILED:
-                jobs.fail(session, job_id, 1, failure=FAILURE)
+                attempts.fail(session, job_id, 1, failure=FAILURE)
             elif status is not Status.RUNNING:
                 jobs.request_cancel(session, job_id, "default")
             if status is Status.CANCELLED:
-                jobs.cancelled(session, job_id, 1)
+                attempts.cancelled(session, job_id, 1)
         assert self.row(job_id).status == status
         return job_id
 

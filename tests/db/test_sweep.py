@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.contract.failure import FailureCode
 from app.contract.status import Status
-from app.db import jobs
+from app.db import attempts, jobs, sweep
 from tests.db.conftest import Jobs
 
 NOTHING: dict[str, list[str]] = {
@@ -26,7 +26,7 @@ NOTHING: dict[str, list[str]] = {
 
 def _sweep(made: Jobs, max_attempts: int = 3) -> dict[str, list[str]]:
     with made.sessions.begin() as session:
-        return jobs.sweep(session, max_attempts=max_attempts)
+        return sweep.sweep(session, max_attempts=max_attempts)
 
 
 @pytest.mark.parametrize("status", Status)
@@ -43,7 +43,7 @@ def test_a_job_that_has_ended_stays_ended_whatever_the_time(made: Jobs, status: 
     made.past(job_id, "queue_deadline", "runtime_deadline", "publish_at")
     assert _sweep(made) == NOTHING
     with made.sessions.begin() as session:
-        assert jobs.due_messages(session) == []
+        assert sweep.due_messages(session) == []
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,7 @@ def test_a_job_that_has_ended_stays_ended_whatever_the_time(made: Jobs, status: 
         (Status.RUNNING, "lease_expires_at", "requeued", Status.QUEUED, None),
         (Status.CANCELLING, "lease_expires_at", "cancelled", Status.CANCELLED, None),
         (Status.CANCELLING, "runtime_deadline", "cancelled", Status.CANCELLED, None),
+        (Status.CANCELLING, "cancel_deadline", "cancelled", Status.CANCELLED, None),
     ],
 )
 def test_a_stuck_job_gets_its_way_out(
@@ -73,6 +74,7 @@ def test_a_stuck_job_gets_its_way_out(
         assert row.error is not None
         assert row.error["attempt"] == row.attempt
         assert row.error["retryable"] is code.retryable
+        assert row.error["details"] == {"phase": "waiting" if status is Status.QUEUED else "preparing_data"}
     assert _sweep(made) == NOTHING
 
 
@@ -95,7 +97,7 @@ def test_a_job_handed_back_any_number_of_times_is_no_crash(made: Jobs) -> None:
     for attempt in range(1, 6):
         made.running(job_id)
         with made.sessions.begin() as session:
-            assert jobs.drain(session, job_id, attempt)
+            assert attempts.drain(session, job_id, attempt)
     made.running(job_id)
     made.past(job_id, "lease_expires_at")
     assert _sweep(made)["requeued"] == [job_id]
@@ -107,7 +109,7 @@ def test_a_requeued_job_waits_by_a_clock_of_its_own(made: Jobs) -> None:
     assert _sweep(made) == {**NOTHING, "requeued": [job_id]}
     assert _sweep(made) == NOTHING
     with made.sessions.begin() as session:
-        assert jobs.due_messages(session) == [job_id]
+        assert sweep.due_messages(session) == [job_id]
 
 
 def test_any_number_of_sweepers_move_each_job_once(made: Jobs, both: Callable[..., list[Any]]) -> None:
@@ -115,23 +117,22 @@ def test_any_number_of_sweepers_move_each_job_once(made: Jobs, both: Callable[..
     for job_id in ids:
         made.past(job_id, "lease_expires_at")
 
-    def sweep(sessions: sessionmaker[Session]) -> list[str]:
+    def sweep_requeued(sessions: sessionmaker[Session]) -> list[str]:
         with sessions.begin() as session:
-            return jobs.sweep(session, max_attempts=3)["requeued"]
+            return sweep.sweep(session, max_attempts=3)["requeued"]
 
-    swept = both(sweep, sweep, sweep)
+    swept = both(sweep_requeued, sweep_requeued, sweep_requeued)
 
     assert Counter(job_id for each in swept for job_id in each) == Counter(ids)
     assert {made.row(job_id).crashes for job_id in ids} == {1}
 
 
-def test_a_sweep_takes_a_bounded_number_the_longest_waiting_first(made: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = [made.queued() for _ in range(5)]
-    for job_id in ids:
-        made.past(job_id, "queue_deadline")
-    monkeypatch.setattr(jobs, "SWEEP_BATCH", 2)
-    rounds = [_sweep(made)["queue_timeout"] for _ in range(4)]
-    assert [sorted(each) for each in rounds] == [sorted(ids[:2]), sorted(ids[2:4]), ids[4:], []]
+def test_a_sweep_takes_a_bounded_number_the_longest_waiting_first(made: Jobs) -> None:
+    ids = [made.queued() for _ in range(sweep.SWEEP_BATCH + 1)]
+    with made.sessions.begin() as session:
+        session.execute(text("UPDATE jobs SET queue_deadline = clock_timestamp() - interval '1 second'"))
+    rounds = [_sweep(made)["queue_timeout"] for _ in range(3)]
+    assert [sorted(each) for each in rounds] == [sorted(ids[:-1]), ids[-1:], []]
 
 
 def test_a_message_is_due_soon_then_ever_more_seldom_and_at_least_once_an_hour(made: Jobs) -> None:
@@ -140,8 +141,8 @@ def test_a_message_is_due_soon_then_ever_more_seldom_and_at_least_once_an_hour(m
     for _ in range(9):
         made.past(job_id, "publish_at")
         with made.sessions.begin() as session:
-            assert jobs.due_messages(session) == [job_id]
-            assert jobs.due_messages(session) == []
+            assert sweep.due_messages(session) == [job_id]
+            assert sweep.due_messages(session) == []
         waits.append(_wait(made, job_id))
 
     expected = [5, 60, 120, 240, 480, 960, 1_920, 3_600, 3_600, 3_600]
@@ -152,7 +153,7 @@ def test_no_message_is_due_for_a_job_that_runs(made: Jobs) -> None:
     job_id = made.running()
     made.past(job_id, "publish_at")
     with made.sessions.begin() as session:
-        assert jobs.due_messages(session) == []
+        assert sweep.due_messages(session) == []
 
 
 def test_the_depth_tells_what_waits_and_for_how_long(made: Jobs) -> None:
@@ -167,6 +168,62 @@ def test_the_depth_tells_what_waits_and_for_how_long(made: Jobs) -> None:
         depth = jobs.depth(session)
     assert (depth.queued, depth.running) == (2, 2)
     assert depth.oldest_queued_seconds == pytest.approx(1, abs=10)
+
+
+def test_a_new_broker_is_given_all_that_is_queued(made: Jobs) -> None:
+    ids = {made.queued() for _ in range(3)}
+    made.running()
+    with made.sessions.begin() as session:
+        sweep.make_all_due(session)
+        assert set(sweep.due_messages(session)) == ids
+        assert sweep.due_messages(session) == []
+        assert sweep.make_all_due(session) == 3
+        assert set(sweep.due_messages(session)) == ids
+
+
+def test_the_leases_of_a_process_that_is_gone_are_over_and_no_others(made: Jobs) -> None:
+    ids = {}
+    for owner in ("host:1:a/10", "host:1:a/11", "host:1:ab/10", "host_1:a/10"):
+        ids[owner] = made.queued()
+        with made.sessions.begin() as session:
+            assert attempts.claim(session, ids[owner], owner=owner, lease_seconds=60)
+    with made.sessions.begin() as session:
+        assert {lease.owner for lease in attempts.leases(session, "host:1:a/")} == {"host:1:a/10", "host:1:a/11"}
+        assert attempts.expire_leases(session, "host:1:a/10") == [ids["host:1:a/10"]]
+    assert _sweep(made)["requeued"] == [ids["host:1:a/10"]]
+    with made.sessions.begin() as session:
+        assert set(attempts.expire_leases(session)) == {ids[owner] for owner in ids if owner != "host:1:a/10"}
+
+
+@pytest.mark.parametrize(
+    ("status", "attempt", "keeps"),
+    [(Status.SUCCEEDED, 1, False), (Status.FAILED, None, True), (Status.CANCELLED, None, False)],
+)
+def test_an_ended_job_is_tidied_once_and_again_after_a_retry(
+    made: Jobs, status: Status, attempt: int | None, keeps: bool
+) -> None:
+    made.running()
+    job_id = made.in_state(status)
+    with made.sessions.begin() as session:
+        assert list(sweep.untidied(session)) == [(job_id, attempt, keeps)]
+    with made.sessions.begin() as session:
+        assert list(sweep.untidied(session)) == []
+        again = jobs.retry(session, job_id, "default")
+    assert again == (status is Status.FAILED)
+    if again:
+        with made.sessions.begin() as session:
+            assert jobs.request_cancel(session, job_id, "default") is Status.CANCELLED
+            assert list(sweep.untidied(session)) == [(job_id, None, False)]
+
+
+def test_of_sweepers_at_once_one_tidies_each_job(made: Jobs, both: Callable[..., list[Any]]) -> None:
+    ids = [made.in_state(Status.SUCCEEDED) for _ in range(20)]
+
+    def tidy(sessions: sessionmaker[Session]) -> list[str]:
+        with sessions.begin() as session:
+            return [ended.job_id for ended in sweep.untidied(session)]
+
+    assert sorted(job_id for each in both(tidy, tidy, tidy) for job_id in each) == sorted(ids)
 
 
 def _wait(made: Jobs, job_id: str) -> float:

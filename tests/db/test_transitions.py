@@ -10,9 +10,10 @@ import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.contract.status import Phase, Status
-from app.db import jobs
-from app.db.jobs import NewEvent
+from app.db import attempts, jobs
+from app.db.attempts import Checkpoint
 from app.db.models import EventRow
+from app.db.moves import NewEvent
 from tests.db.conftest import FAILURE, FILE, LEASE, Jobs
 
 Move = Callable[[Session, str], Any]
@@ -20,31 +21,35 @@ Both = Callable[..., list[Any]]
 
 
 def _beat(session: Session, job_id: str, attempt: int = 1, **told: Any) -> Status | None:
-    return jobs.beat(
+    return attempts.beat(
         session, job_id, attempt, lease_seconds=LEASE, **{"phase": Phase.TRAINING, "progress": None, **told}
     )
 
 
 def _succeed(session: Session, job_id: str, attempt: int = 1) -> Status | None:
-    return jobs.succeed(session, job_id, attempt, result={"kind": "train"}, files=[FILE])
+    return attempts.succeed(session, job_id, attempt, result={"kind": "train"}, files=[FILE])
 
 
 MOVES: dict[str, tuple[Move, dict[Status, Status]]] = {
     "claim": (
-        lambda session, job_id: jobs.claim(session, job_id, owner="other", lease_seconds=LEASE),
+        lambda session, job_id: attempts.claim(session, job_id, owner="other", lease_seconds=LEASE),
         {Status.QUEUED: Status.RUNNING},
     ),
     "beat": (_beat, {Status.RUNNING: Status.RUNNING, Status.CANCELLING: Status.CANCELLING}),
     "succeed": (_succeed, {Status.RUNNING: Status.SUCCEEDED, Status.CANCELLING: Status.CANCELLED}),
     "fail": (
-        lambda session, job_id: jobs.fail(session, job_id, 1, failure=FAILURE),
+        lambda session, job_id: attempts.fail(session, job_id, 1, failure=FAILURE),
         {Status.RUNNING: Status.FAILED, Status.CANCELLING: Status.CANCELLED},
     ),
     "cancelled": (
-        lambda session, job_id: jobs.cancelled(session, job_id, 1),
+        lambda session, job_id: attempts.cancelled(session, job_id, 1),
         {Status.CANCELLING: Status.CANCELLED},
     ),
-    "drain": (lambda session, job_id: jobs.drain(session, job_id, 1), {Status.RUNNING: Status.QUEUED}),
+    "drain": (
+        lambda session, job_id: attempts.drain(session, job_id, 1),
+        {Status.RUNNING: Status.QUEUED, Status.CANCELLING: Status.CANCELLED},
+    ),
+    "retry": (lambda session, job_id: jobs.retry(session, job_id, "default"), {Status.FAILED: Status.QUEUED}),
     "request_cancel": (
         lambda session, job_id: jobs.request_cancel(session, job_id, "default"),
         {Status.QUEUED: Status.CANCELLED, Status.RUNNING: Status.CANCELLING},
@@ -80,7 +85,7 @@ def test_a_move_applies_where_it_may_and_leaves_no_trace_elsewhere(made: Jobs, n
 def test_an_attempt_that_was_replaced_can_do_nothing(made: Jobs, name: str) -> None:
     job_id = made.running()
     with made.sessions.begin() as session:
-        jobs.drain(session, job_id, 1)
+        attempts.drain(session, job_id, 1)
     made.running(job_id)
     second = made.row(job_id)
 
@@ -95,7 +100,7 @@ def test_an_attempt_that_was_replaced_can_do_nothing(made: Jobs, name: str) -> N
 def test_a_claim_counts_the_attempt_and_starts_both_clocks(made: Jobs) -> None:
     job_id = made.queued(limits={"max_runtime_seconds": 100})
     with made.sessions.begin() as session:
-        claim = jobs.claim(session, job_id, owner="w", lease_seconds=7)
+        claim = attempts.claim(session, job_id, owner="w", lease_seconds=7)
 
     row = made.row(job_id)
     assert claim is not None
@@ -112,14 +117,14 @@ def test_a_job_is_not_to_be_had_after_its_time_in_the_queue(made: Jobs) -> None:
     job_id = made.queued()
     made.past(job_id, "queue_deadline")
     with made.sessions.begin() as session:
-        assert jobs.claim(session, job_id, owner="w", lease_seconds=LEASE) is None
+        assert attempts.claim(session, job_id, owner="w", lease_seconds=LEASE) is None
 
 
 def test_a_job_handed_back_keeps_its_first_start_and_its_limit_and_counts_no_crash(made: Jobs) -> None:
     job_id = made.running()
     first = made.row(job_id)
     with made.sessions.begin() as session:
-        jobs.drain(session, job_id, 1)
+        attempts.drain(session, job_id, 1)
 
     row = made.row(job_id)
     assert (row.crashes, row.phase, row.lease_owner, row.publishes) == (0, Phase.WAITING, None, 0)
@@ -143,6 +148,39 @@ def test_a_beat_tells_news_and_only_news_raises_the_revision(made: Jobs) -> None
         assert row.lease_expires_at > row.updated_at
     first = revisions[0]
     assert revisions == [first, first, first + 1, first + 2]
+
+
+def test_a_later_attempt_learns_of_the_checkpoints_that_are_left(made: Jobs) -> None:
+    first, second = Checkpoint("1-1.pt", "a" * 64), Checkpoint("1-2.pt", "b" * 64)
+    job_id = made.running()
+    with made.sessions.begin() as session:
+        _beat(session, job_id, checkpoints=[first])
+        _beat(session, job_id)
+        attempts.drain(session, job_id, 1, checkpoints=[second, first])
+        claim = attempts.claim(session, job_id, owner="w", lease_seconds=LEASE)
+    assert claim is not None
+    assert claim.checkpoints == (second, first)
+    with made.sessions.begin() as session:
+        _succeed(session, job_id, 2)
+    assert made.row(job_id).checkpoints == []
+
+
+def test_a_retry_counts_everything_anew_and_keeps_the_place(made: Jobs) -> None:
+    job_id = made.running()
+    kept = Checkpoint("1-1.pt", "a" * 64)
+    with made.sessions.begin() as session:
+        _beat(session, job_id, checkpoints=[kept])
+        attempts.fail(session, job_id, 1, failure=FAILURE)
+        assert not jobs.retry(session, job_id, "somebody else")
+        assert jobs.retry(session, job_id, "default")
+    row = made.row(job_id)
+    assert (row.status, row.error, row.finished_at, row.crashes, row.retries) == (Status.QUEUED, None, None, 0, 1)
+    assert (row.runtime_deadline, row.publishes) == (None, 0)
+    with made.sessions.begin() as session:
+        claim = attempts.claim(session, job_id, owner="w", lease_seconds=LEASE)
+    assert claim is not None
+    assert (claim.attempt, claim.checkpoints) == (2, (kept,))
+    assert made.events(job_id) == ["queued", "running", "failed", "requeued", "running"]
 
 
 def test_artifacts_are_there_when_the_job_has_succeeded_and_never_otherwise(made: Jobs) -> None:
@@ -182,7 +220,7 @@ def test_of_workers_that_claim_at_once_one_wins_each_job(made: Jobs, both: Both)
         won = []
         for job_id in ids:
             with sessions.begin() as session:
-                if jobs.claim(session, job_id, owner="w", lease_seconds=LEASE):
+                if attempts.claim(session, job_id, owner="w", lease_seconds=LEASE):
                     won.append(job_id)
         return won
 

@@ -1,0 +1,119 @@
+"""What gives every stuck job its way out. Any number of sweepers may run at once: each job is moved by one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, and_, any_, cast, func, literal, or_, select, update
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Session
+
+from app.contract.failure import Failure, FailureCode
+from app.contract.status import Status
+from app.db.clock import now, seconds
+from app.db.models import ENDED as ENDED_STATES
+from app.db.models import JobRow
+from app.db.moves import ENDED, LEASED, NewEvent, move, requeued
+
+SWEEP_BATCH = 100
+
+
+def _batch(where: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Some of the jobs that meet `where`, the longest waiting first, passing over those that another sweeper holds."""
+    chosen = select(JobRow.id).where(where).order_by(JobRow.queued_at).limit(SWEEP_BATCH)
+    return JobRow.id == any_(chosen.with_for_update(skip_locked=True).scalar_subquery().self_group())
+
+
+def _moved(session: Session, where: ColumnElement[bool], values: dict[str, Any], event: NewEvent) -> list[str]:
+    return [row.id for row in move(session, _batch(where), values, [event])]
+
+
+def _failed(session: Session, where: ColumnElement[bool], code: FailureCode, message: str) -> list[str]:
+    failure = Failure.of(code, message, attempt=0).model_dump(mode="json")
+    # Attempt and phase are known to the row alone.
+    known = func.jsonb_build_object(
+        "attempt", JobRow.attempt, "details", func.jsonb_build_object("phase", JobRow.phase)
+    )
+    error = cast(literal(failure, JSONB), JSONB).concat(known)
+    event = NewEvent(Status.FAILED, {"code": code, "message": message}, "error")
+    return _moved(session, where, ENDED | {"status": Status.FAILED, "error": error}, event)
+
+
+def sweep(session: Session, *, max_attempts: int) -> dict[str, list[str]]:
+    """Give every job that is stuck its way out. Returns the ids by action."""
+    overdue = and_(JobRow.status.in_(LEASED), JobRow.lease_expires_at <= now())
+    running = JobRow.status == Status.RUNNING
+    late = or_(overdue, JobRow.cancel_deadline < now(), JobRow.runtime_deadline < now())
+    return {
+        "cancelled": _moved(
+            session,
+            # An attempt that beats and never looks up, as in a hung native call, is let go at the limit.
+            and_(JobRow.status == Status.CANCELLING, late),
+            ENDED | {"status": Status.CANCELLED, "checkpoints": []},
+            NewEvent(Status.CANCELLED, {"reason": "attempt_not_heard_of"}),
+        ),
+        "runtime_timeout": _failed(
+            session,
+            and_(running, JobRow.runtime_deadline < now()),
+            FailureCode.RUNTIME_TIMEOUT,
+            "The job ran longer than limits.max_runtime_seconds: raise the limit, or ask for fewer epochs.",
+        ),
+        "worker_lost": _failed(
+            session,
+            and_(overdue, running, JobRow.crashes + 1 >= max_attempts),
+            FailureCode.WORKER_LOST,
+            f"The worker was lost {max_attempts} times while it ran this job: it may need more memory than there is.",
+        ),
+        "requeued": _moved(
+            session,
+            and_(overdue, running),
+            requeued() | {"crashes": JobRow.crashes + 1},
+            NewEvent("requeued", {"reason": "lease_expired"}, "warning"),
+        ),
+        "queue_timeout": _failed(
+            session,
+            and_(JobRow.status == Status.QUEUED, JobRow.queue_deadline < now()),
+            FailureCode.QUEUE_TIMEOUT,
+            "No worker took the job within limits.max_queue_seconds: see /v1/system for workers, then submit again.",
+        ),
+    }
+
+
+def due_messages(session: Session) -> list[str]:
+    """Queued jobs whose wake-up message is due. Each is due again after 60 s·2^k, at most an hour."""
+    due = and_(JobRow.status == Status.QUEUED, JobRow.publish_at <= now())
+    wait = func.least(60 * func.power(2, func.least(JobRow.publishes, 10)), 3600)
+    return list(
+        session.scalars(
+            update(JobRow)
+            .where(_batch(due))
+            .values(publish_at=now() + seconds(wait), publishes=JobRow.publishes + 1)
+            .returning(JobRow.id)
+        )
+    )
+
+
+def make_all_due(session: Session) -> int:
+    """Every queued job's message is due now, because the broker has lost what it was given. Returns how many."""
+    statement = update(JobRow).where(JobRow.status == Status.QUEUED).values(publish_at=now(), publishes=0)
+    return len(session.scalars(statement.returning(JobRow.id)).all())
+
+
+class Ended(NamedTuple):
+    """A job that has ended, whose files are still to be put in order."""
+
+    job_id: str
+    attempt: int | None
+    """Of the artifacts, when it succeeded."""
+    keeps_checkpoints: bool
+
+
+def untidied(session: Session) -> Iterator[Ended]:
+    """Jobs that ended and still may have files of losing attempts. Each is marked as tidied when the caller commits,
+    and until then locked: a retry waits."""
+    query = select(JobRow).where(JobRow.status.in_(ENDED_STATES), JobRow.tidied_at.is_(None)).order_by(JobRow.queued_at)
+    for row in session.scalars(query.limit(SWEEP_BATCH).with_for_update(skip_locked=True)):
+        succeeded = row.status == Status.SUCCEEDED
+        yield Ended(row.id, row.attempt if succeeded else None, row.status == Status.FAILED)
+        session.execute(update(JobRow).where(JobRow.id == row.id).values(tidied_at=now()))

@@ -1,0 +1,97 @@
+"""The sweeper: every stuck job gets its way out, every due message is sent, every ended job's folder is tidied.
+
+API processes and workers each run one. Any number may run at once, and any of them may be killed anywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.db import sweep, workers
+from app.queue import Queue
+from app.storage import ArtifactStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round of sweeping needs, and the round itself."""
+
+    sessions: sessionmaker[Session]
+    queue: Queue
+    store: ArtifactStore
+    max_attempts: int
+
+    def run(self) -> None:
+        """Moves first, in one transaction; messages and files after its commit."""
+        with self.sessions.begin() as session:
+            for action, job_ids in sweep.sweep(session, max_attempts=self.max_attempts).items():
+                for job_id in job_ids:
+                    logger.warning("swept", extra={"action": action, "job_id": job_id})
+            workers.forget_old(session)
+        self._send()
+        self._tidy()
+
+    def _send(self) -> None:
+        """Send what is due; all that is queued when the broker is not the one that it was given to."""
+        broker = self.queue.look()
+        if broker is None:
+            return  # the rest comes when it is due again
+        with self.sessions.begin() as session:
+            if broker.is_new:
+                logger.warning("the broker is new or was emptied", extra={"queued": sweep.make_all_due(session)})
+            due = sweep.due_messages(session)
+        if all(self.queue.wake(job_id) for job_id in due) and broker.is_new:
+            # Last: had this process died before, another would have sent them all again.
+            self.queue.mark()
+
+    def _tidy(self) -> None:
+        with self.sessions.begin() as session:
+            for ended in sweep.untidied(session):
+                try:
+                    self.store.tidy(ended.job_id, ended.attempt, keep_checkpoints=ended.keeps_checkpoints)
+                except OSError as error:
+                    logger.warning("could not tidy", extra={"job_id": ended.job_id, "error": str(error)})
+
+
+class Sweeper:
+    """Sweeps every so often, and when it is woken, on a thread of its own, from `start` to `stop`."""
+
+    def __init__(self, round_: Round, *, interval_seconds: float) -> None:
+        self._round, self._interval = round_, interval_seconds
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Sweep now."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(timeout=self._interval + 10)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.wait(self._interval)
+            self._wake.clear()
+            if not self._stopping:
+                self._sweep()
+
+    def _sweep(self) -> None:
+        try:
+            self._round.run()
+        except OperationalError as error:
+            logger.warning("sweep failed, will try again", extra={"error": str(error.orig)})
+        except Exception:  # a sweeper that died unseen would leave every stuck job stuck
+            logger.exception("sweep failed, will try again")

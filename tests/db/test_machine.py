@@ -1,0 +1,184 @@
+"""Any order of moves by clients, attempts, crashes and sweepers: never outside the table, and one end for each run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import text
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.contract.status import Phase, Status
+from app.db import attempts, jobs, sweep
+from app.db.attempts import Checkpoint
+from app.db.moves import NewEvent
+from tests.db.conftest import FAILURE, FILE, Jobs
+
+MAX_ATTEMPTS = 3
+DEADLINES = ["lease_expires_at", "queue_deadline", "runtime_deadline", "cancel_deadline"]
+
+
+class Lives(RuleBasedStateMachine):
+    """A few jobs, the attempts that ever had one of them, and whoever moves them."""
+
+    sessions: sessionmaker[Session]
+
+    ids = Bundle("ids")
+    held = Bundle("held")
+    """(job, attempt): the attempt may have been fenced long ago."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = Jobs(self.sessions)
+        self.known: dict[str, Status] = {}
+
+    @contextmanager
+    def moving(self, job_id: str | None = None) -> Iterator[Session]:
+        with self.sessions.begin() as session:
+            yield session
+        self._check({job_id} if job_id else set(self.known))
+
+    def _check(self, job_ids: set[str]) -> None:
+        for job_id in job_ids:
+            row = self.made.row(job_id)
+            before, now = self.known[job_id], Status(row.status)
+            assert now == before or before.may_become(now)
+            self.known[job_id] = now
+
+    @rule(target=ids)
+    def submit(self) -> str:
+        job_id = self.made.queued()
+        self.known[job_id] = Status.QUEUED
+        return job_id
+
+    @rule(target=held, job_id=ids)
+    def claim(self, job_id: str) -> object:
+        with self.moving(job_id) as session:
+            claim = attempts.claim(session, job_id, owner="w/1", lease_seconds=60)
+        return (job_id, claim.attempt) if claim else multiple()
+
+    @rule(attempt=held, step=st.integers(1, 9))
+    def beat(self, attempt: tuple[str, int], step: int) -> None:
+        job_id, number = attempt
+        was_last = self._owns(job_id, number)
+        with self.moving(job_id) as session:
+            status = attempts.beat(
+                session,
+                job_id,
+                number,
+                lease_seconds=60,
+                phase=Phase.TRAINING,
+                progress={"completed": step},
+                checkpoints=[Checkpoint(f"{number}-{step}.pt", "0" * 64)],
+                new_events=[NewEvent("epoch", {"epoch": step})],
+            )
+        assert (status is not None) == was_last
+
+    @rule(attempt=consumes(held), end=st.sampled_from(["succeed", "fail", "cancelled", "drain"]))
+    def finish(self, attempt: tuple[str, int], end: str) -> None:
+        job_id, number = attempt
+        was_last = self._owns(job_id, number)
+        with self.moving(job_id) as session:
+            if end == "succeed":
+                status = attempts.succeed(session, job_id, number, result={"kind": "train"}, files=[FILE])
+            elif end == "fail":
+                status = attempts.fail(session, job_id, number, failure=FAILURE)
+            elif end == "cancelled":
+                status = attempts.cancelled(session, job_id, number)
+            else:
+                status = attempts.drain(session, job_id, number)
+        assert was_last or status is None
+
+    def _owns(self, job_id: str, number: int) -> bool:
+        row = self.made.row(job_id)
+        return row.attempt == number and Status(row.status).is_leased
+
+    @rule(job_id=ids)
+    def cancel(self, job_id: str) -> None:
+        with self.moving(job_id) as session:
+            jobs.request_cancel(session, job_id, "default")
+
+    @rule(job_id=ids)
+    def retry(self, job_id: str) -> None:
+        with self.moving(job_id) as session:
+            jobs.retry(session, job_id, "default")
+
+    @rule(job_id=ids, deadline=st.sampled_from(DEADLINES))
+    def time_passes(self, job_id: str, deadline: str) -> None:
+        if getattr(self.made.row(job_id), deadline) is not None:
+            self.made.past(job_id, deadline)
+
+    @rule()
+    def job_process_is_lost(self) -> None:
+        with self.moving() as session:
+            attempts.expire_leases(session, "w/")
+
+    @rule()
+    def sweep(self) -> None:
+        with self.moving() as session:
+            sweep.sweep(session, max_attempts=MAX_ATTEMPTS)
+
+    @rule()
+    def publish_and_tidy(self) -> None:
+        with self.moving() as session:
+            sweep.due_messages(session)
+            list(sweep.untidied(session))
+
+    @invariant()
+    def logs_are_whole_and_rows_agree_with_them(self) -> None:
+        for job_id, status in self.known.items():
+            row = self.made.row(job_id)
+            with self.sessions() as session:
+                events = jobs.events(session, job_id, after=0, limit=1_000)
+                published = jobs.artifacts(session, job_id)
+            assert [event.seq for event in events] == list(range(1, row.events + 1))
+            ends = [event.retry for event in events if event.type in list(Status) and Status(event.type).is_terminal]
+            assert ends == sorted(set(ends))
+            assert len(ends) == row.retries + status.is_terminal
+            assert sum(event.type == Status.RUNNING for event in events) == row.attempt
+            assert bool(published) == (status is Status.SUCCEEDED)
+            assert row.crashes < MAX_ATTEMPTS
+
+
+def test_no_order_of_moves_leads_astray(sessions: sessionmaker[Session]) -> None:
+    class Here(Lives):
+        pass
+
+    Here.sessions = sessions
+    run_state_machine_as_test(
+        Here,
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            database=None,
+        ),
+    )
+
+
+@pytest.mark.parametrize("broken", ["UPDATE jobs SET events = events + 1", "UPDATE jobs SET attempt = attempt + 1"])
+def test_the_machine_notices_a_row_that_disagrees_with_its_log(sessions: sessionmaker[Session], broken: str) -> None:
+    class Here(Lives):
+        pass
+
+    Here.sessions = sessions
+    machine = Here()
+    machine.submit()
+    machine.logs_are_whole_and_rows_agree_with_them()
+    with sessions.begin() as session:
+        session.execute(text(broken))
+    with pytest.raises(AssertionError):
+        machine.logs_are_whole_and_rows_agree_with_them()
