@@ -150,6 +150,13 @@ class ManifestFile(_Document):
     sha256: str
 
 
+class Resume(_Document):
+    """A later attempt that went on from a checkpoint of an earlier one, with the same bits as without a break."""
+
+    attempt: int = Field(description="The attempt that went on.")
+    step: int = Field(description="Training steps that it did not have to do again.")
+
+
 class Receipt(_Document):
     """How the files came about: enough to make them again."""
 
@@ -162,7 +169,9 @@ class Receipt(_Document):
     device: str
     device_name: str
     threads: int
-    duration_seconds: float
+    attempt: int = Field(1, description="The attempt that made the files; those before it were lost or handed back.")
+    resumes: tuple[Resume, ...] = ()
+    duration_seconds: float = Field(description="Of this attempt.")
 
 
 class Manifest(_Document):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pydantic import JsonValue
 
 from app.contract.status import Phase
+from worker.engine.resume import TrainingState
 
 
 class Observer:
@@ -17,4 +20,7 @@ class Observer:
         """After every training step (`steps`) and every evaluated batch (`batches`), counted within the phase."""
 
     def record(self, type: str, data: dict[str, JsonValue]) -> None:
-        """A fact worth keeping: `epoch`, `evaluated` or `pruned`."""
+        """A fact worth keeping: `resumed`, `epoch`, `evaluated` or `pruned`."""
+
+    def checkpoint(self, state: Callable[[], TrainingState], epoch_ended: bool) -> None:
+        """After every training step. To be able to go on from here later, call `state` now and keep what it gives."""

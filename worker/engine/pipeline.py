@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from app.contract.datasets import DatasetName
-from app.contract.report import Accuracy, EpochMetrics, Receipt, Report
+from app.contract.report import Accuracy, EpochMetrics, Receipt, Report, Resume
 from app.contract.result import CompareResult, NetworkResult
 from app.contract.spec import CheckpointRef, CompareSpec, ModelSpec, PruneSpec, Pruning, TrainSpec
 from app.contract.status import Phase
@@ -25,11 +26,14 @@ from worker.engine.export import file_sha256, publish, versions
 from worker.engine.model import Cnn, fresh
 from worker.engine.observer import Observer
 from worker.engine.pruning import Mask, prune
+from worker.engine.resources import refuse_what_does_not_fit
+from worker.engine.resume import Origin, Recovery
 from worker.engine.seeding import reproducible
 from worker.engine.train import train
 
 Inputs = Mapping[str, Path]
 _SILENT = Observer()
+_FRESH = Recovery()
 
 
 def run(
@@ -39,18 +43,19 @@ def run(
     inputs: Inputs,
     out: Path,
     observer: Observer = _SILENT,
+    recovery: Recovery = _FRESH,
 ) -> NetworkResult | CompareResult:
     """Run a resolved spec and write its artifacts into `out`, an existing empty folder; the manifest comes last.
 
-    `inputs` leads from each job that the spec names to the folder with that job's artifacts. Raises `EngineError`, or
-    whatever the observer raised.
+    `inputs` leads from each job that the spec names to the folder with that job's artifacts. A training goes on from
+    the newest checkpoint of `recovery` that is whole. Raises `EngineError`, or whatever the observer raised.
     """
     with translated():
         if isinstance(spec, CompareSpec):
-            return _compare(spec, _Stage(torch.device("cpu"), datasets, inputs, out, observer))
+            return _compare(spec, _Stage(torch.device("cpu"), datasets, inputs, out, observer, recovery))
         # A prune job has no wishes about its device.
         wanted = spec.training.device if isinstance(spec, TrainSpec) else "auto"
-        stage = _Stage(device.choose(wanted), datasets, inputs, out, observer)
+        stage = _Stage(device.choose(wanted), datasets, inputs, out, observer, recovery)
         with reproducible(stage.device):
             return _train(spec, stage) if isinstance(spec, TrainSpec) else _prune(spec, stage)
 
@@ -64,6 +69,7 @@ class _Stage:
     inputs: Inputs
     out: Path
     observer: Observer
+    recovery: Recovery
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -80,10 +86,12 @@ class _Candidate:
     dataset: Dataset
     history: tuple[EpochMetrics, ...] | None
     read: Mapping[str, str]
+    resumes: tuple[Resume, ...] = ()
 
 
 def _train(spec: TrainSpec, stage: _Stage) -> NetworkResult:
     dataset = _load_data(spec.dataset.name, stage)
+    refuse_what_does_not_fit(spec.model, spec.training.batch_size, stage.device, stage.out)
     network, read = fresh(spec.model, spec.training.seed), dict[str, str]()
     if spec.initial is not None:
         _, state, read = _read_checkpoint(spec.initial, stage.inputs, spec.model)
@@ -91,8 +99,13 @@ def _train(spec: TrainSpec, stage: _Stage) -> NetworkResult:
     stage.observer.enter(Phase.TRAINING)
     network.to(stage.device)
     images, labels = dataset.train_images.to(stage.device), dataset.train_labels.to(stage.device)
-    history = train(network, images, labels, spec.training, spec.regularization, stage.observer)
-    return _conclude(spec, _Candidate(spec.model, network, dataset, history, read), stage)
+    resumed = stage.recovery.latest(dataset.sha256)
+    resumes = stage.recovery.resumes(resumed, math.ceil(len(labels) / spec.training.batch_size))
+    if resumes:
+        stage.observer.record("resumed", {"step": resumes[-1].step})
+    origin = Origin(dataset.sha256, resumes)
+    history = train(network, images, labels, spec.training, spec.regularization, stage.observer, origin, resumed)
+    return _conclude(spec, _Candidate(spec.model, network, dataset, history, read, resumes), stage)
 
 
 def _prune(spec: PruneSpec, stage: _Stage) -> NetworkResult:
@@ -108,7 +121,7 @@ def _prune(spec: PruneSpec, stage: _Stage) -> NetworkResult:
 def _compare(spec: CompareSpec, stage: _Stage) -> CompareResult:
     stage.observer.enter(Phase.REPORTING)
     comparison, read = read_jobs(spec.jobs, stage.inputs)
-    publish(stage.out, comparison_files(comparison), _receipt(spec, None, None, read, stage))
+    publish(stage.out, comparison_files(comparison), _receipt(spec, None, None, read, (), stage))
     return CompareResult(kind="compare", jobs=spec.jobs)
 
 
@@ -144,7 +157,7 @@ def _conclude(spec: TrainSpec | PruneSpec, candidate: _Candidate, stage: _Stage)
     if spec.pruning is not None:
         stage.observer.record("pruned", report.total.model_dump(mode="json", include=_PRUNED_FACTS))
     seed = spec.training.seed if isinstance(spec, TrainSpec) else None
-    publish(stage.out, files, _receipt(spec, seed, candidate.dataset, candidate.read, stage))
+    publish(stage.out, files, _receipt(spec, seed, candidate.dataset, candidate.read, candidate.resumes, stage))
     return _result(report, candidate.dataset, stage)
 
 
@@ -192,6 +205,7 @@ def _receipt(
     seed: int | None,
     dataset: Dataset | None,
     read: Mapping[str, str],
+    resumes: tuple[Resume, ...],
     stage: _Stage,
 ) -> Receipt:
     return Receipt(
@@ -204,5 +218,7 @@ def _receipt(
         device=stage.device.type,
         device_name=device.name_of(stage.device),
         threads=torch.get_num_threads(),
+        attempt=stage.recovery.attempt,
+        resumes=resumes,
         duration_seconds=stage.seconds,
     )

@@ -1,0 +1,147 @@
+"""A training that was interrupted goes on, to the same bits as without a break."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.contract.spec import parse_spec
+from tests.engine.conftest import Listener
+from tests.specs import train_spec
+from worker.engine import pipeline
+from worker.engine.data import DatasetStore
+from worker.engine.errors import InvalidCheckpoint
+from worker.engine.resume import Recovery, TrainingState, load
+
+SPEC = train_spec(training={"epochs": 3}, regularization={"penalty": "l1"})
+STEPS = 15  # of an epoch of digits
+
+
+class Power(Exception):
+    """The power went."""
+
+
+class Keeper(Listener):
+    """Keeps a checkpoint after each of some steps, and after the last of them the power goes."""
+
+    def __init__(self, folder: Path, steps: Sequence[int]) -> None:
+        super().__init__()
+        self.folder, self._wanted, self.files = folder, set(steps), list[Path]()
+
+    def checkpoint(self, state: Callable[[], TrainingState], epoch_ended: bool) -> None:
+        step = self.steps[-1][0]
+        if step in self._wanted:
+            self._wanted.remove(step)
+            path = self.folder / f"{step}.pt"
+            path.write_bytes(state().to_bytes())
+            self.files.insert(0, path)
+            if not self._wanted:
+                raise Power
+
+
+def _interrupted(tmp_path: Path, *steps: int, recovery: Recovery | None = None) -> tuple[Path, ...]:
+    """The checkpoints of a run whose power went, newest first."""
+    keeper = Keeper(tmp_path, steps)
+    with pytest.raises(Power):
+        _run(tmp_path / "cut short", keeper, recovery or Recovery())
+    return tuple(keeper.files)
+
+
+def _run(out: Path, listener: Listener, recovery: Recovery) -> None:
+    out.mkdir(exist_ok=True)
+    pipeline.run(
+        parse_spec(SPEC),
+        datasets=DatasetStore(None),
+        inputs={},
+        out=out,
+        observer=listener,
+        recovery=recovery,
+    )
+
+
+def _files(folder: Path) -> dict[str, str]:
+    names = ("model.safetensors", "dense.safetensors", "model.pt", "report.json", "histogram.json", "histogram.png")
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def _metrics(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What comes of the run when nothing happens."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    _run(out, Listener(), Recovery())
+    return out
+
+
+def _same(first: Path, second: Path) -> bool:
+    return _files(first) == _files(second) and _metrics(first) == _metrics(second)
+
+
+@pytest.mark.parametrize("step", [1, 7, STEPS, STEPS + 1, 2 * STEPS - 1, 2 * STEPS, 3 * STEPS - 1, 3 * STEPS])
+def test_it_goes_on_from_any_step_to_the_same_bits(whole: Path, tmp_path: Path, step: int) -> None:
+    checkpoints = _interrupted(tmp_path, step)
+
+    resumed = Listener()
+    _run(tmp_path / "resumed", resumed, Recovery(2, checkpoints))
+
+    assert _same(tmp_path / "resumed", whole)
+    assert [done for done, _, unit in resumed.steps if unit == "steps"] == list(range(step + 1, 3 * STEPS + 1))
+    receipt = json.loads((tmp_path / "resumed" / "manifest.json").read_text())["receipt"]
+    assert (receipt["attempt"], receipt["resumes"]) == (2, [{"attempt": 2, "step": step}])
+
+
+def test_it_goes_on_again_and_again(whole: Path, tmp_path: Path) -> None:
+    first = _interrupted(tmp_path, 10)
+    second = _interrupted(tmp_path, 25, recovery=Recovery(2, first))
+    _run(tmp_path / "resumed", Listener(), Recovery(5, second))
+
+    assert _same(tmp_path / "resumed", whole)
+    receipt = json.loads((tmp_path / "resumed" / "manifest.json").read_text())["receipt"]
+    assert receipt["resumes"] == [{"attempt": 2, "step": 10}, {"attempt": 5, "step": 25}]
+
+
+def _truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def _emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _replaced(path: Path) -> None:
+    torch.save({"version": 1, "network": {}}, path)
+
+
+@pytest.mark.parametrize("damage", [_truncated, _emptied, _replaced, Path.unlink])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_it_then_to_the_start(
+    whole: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    checkpoints = _interrupted(tmp_path, 5, 20)
+    for number, first_step in ((0, 6), (1, 1)):
+        damage(checkpoints[number])
+        resumed = Listener()
+        _run(tmp_path / str(number), resumed, Recovery(2, checkpoints))
+        assert _same(tmp_path / str(number), whole)
+        assert resumed.steps[0][0] == first_step
+
+
+def test_a_checkpoint_of_other_data_is_not_gone_on_from(tmp_path: Path) -> None:
+    checkpoints = _interrupted(tmp_path, 5)
+    assert Recovery(2, checkpoints).latest("0" * 64) is None
+    assert Recovery(2, checkpoints).latest(load(checkpoints[0]).origin.dataset_sha256) is not None
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "evil.pt"
+    torch.save({"version": 1, "network": print}, path)
+    with pytest.raises(InvalidCheckpoint, match="more than a state of a training"):
+        load(path)

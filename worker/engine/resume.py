@@ -1,0 +1,96 @@
+"""The state of a training between two of its steps: enough to go on, perhaps elsewhere, with the same bits."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.contract.report import EpochMetrics, Resume
+from worker.engine.errors import InvalidCheckpoint
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a state tells of where it comes from; the training itself does not look at it."""
+
+    dataset_sha256: str = ""
+    resumes: tuple[Resume, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """Everything that the next step depends on. Tensors may lie on any device; `load` brings them to the CPU."""
+
+    network: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    shuffle: Tensor
+    """The shuffling generator's state before it drew the order of this epoch."""
+    epoch: int
+    """Whole epochs done."""
+    step: int
+    """Steps done within the next one."""
+    sums: dict[str, float]
+    """Over the images of those steps."""
+    seconds: float
+    """That those steps took."""
+    history: tuple[EpochMetrics, ...]
+    origin: Origin = Origin()
+
+    def to_bytes(self) -> bytes:
+        document = {field.name: getattr(self, field.name) for field in fields(self)}
+        document["history"] = [each.model_dump(mode="json") for each in self.history]
+        resumes = [each.model_dump(mode="json") for each in self.origin.resumes]
+        document["origin"] = {"dataset_sha256": self.origin.dataset_sha256, "resumes": resumes}
+        buffer = io.BytesIO()
+        torch.save({"version": VERSION, **document}, buffer)
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Which attempt this is, and the checkpoints of those before it, the newest first."""
+
+    attempt: int = 1
+    checkpoints: tuple[Path, ...] = ()
+
+    def latest(self, dataset_sha256: str) -> TrainingState | None:
+        """The newest checkpoint that can be read and saw the same data; None starts over."""
+        for path in self.checkpoints:
+            try:
+                state = load(path)
+            except InvalidCheckpoint:
+                continue
+            if state.origin.dataset_sha256 == dataset_sha256:
+                return state
+        return None
+
+    def resumes(self, state: TrainingState | None, steps_an_epoch: int) -> tuple[Resume, ...]:
+        """What the receipt tells once this attempt has gone on from `state`."""
+        if state is None:
+            return ()
+        return (*state.origin.resumes, Resume(attempt=self.attempt, step=state.epoch * steps_an_epoch + state.step))
+
+
+def load(path: Path) -> TrainingState:
+    """The state in a file of `to_bytes`. Raises InvalidCheckpoint when it is not one."""
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+        if document.pop("version") != VERSION:
+            raise InvalidCheckpoint(f"{path.name} is of another version of this service")
+        document["history"] = tuple(EpochMetrics(**each) for each in document["history"])
+        origin = document["origin"]
+        resumes = tuple(Resume(**each) for each in origin["resumes"])
+        document["origin"] = Origin(origin["dataset_sha256"], resumes)
+        return TrainingState(**document)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidCheckpoint(f"{path.name} is no state of a training: {error}") from error
+    except pickle.UnpicklingError as error:
+        raise InvalidCheckpoint(f"{path.name} holds more than a state of a training") from error
