@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 
 import torch
 
 from app.core.settings import Settings
 from app.db.session import make_engine, make_sessions
 from app.storage import LocalStore
+from worker import identity
 from worker.engine import device
 from worker.engine.data import DatasetStore
 from worker.engine.export import versions
@@ -28,18 +28,19 @@ class JobProcess:
         torch.set_num_threads(threads)
         self._engine = make_engine(settings.sqlalchemy_url, pool_size=POOL_SIZE)
         sessions = make_sessions(self._engine)
-        worker_id = f"{socket.gethostname()}:{os.getpid()}"
+        owner = identity.owner(os.getpid())
         self._runtime = Runtime(
-            worker_id=worker_id,
+            owner=owner,
             sessions=sessions,
             store=LocalStore(settings.artifact_dir),
             datasets=DatasetStore(settings.data_dir, download=settings.dataset_download),
             heartbeat_seconds=settings.heartbeat_seconds,
             lease_seconds=settings.lease_seconds,
+            checkpoint_seconds=settings.checkpoint_seconds,
         )
         chosen = device.choose("auto")
-        identity = Identity(worker_id, chosen.type, device.name_of(chosen), threads, versions())
-        self._presence = Presence(sessions, identity)
+        described = Identity(identity.worker_id(), chosen.type, device.name_of(chosen), threads, versions())
+        self._presence = Presence(sessions, described)
         self._presence.start()
 
     def run(self, job_id: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,14 +20,17 @@ from app.contract.failure import Failure, FailureCode
 from app.contract.result import CompareResult, NetworkResult
 from app.contract.spec import CheckpointRef, CompareSpec, PruneSpec, TrainSpec, parse_spec
 from app.contract.status import Phase, Status
-from app.db import jobs
-from app.db.jobs import Claim, NewArtifact, NewEvent
-from app.storage import ArtifactStore, is_intact, sha256_of
+from app.db import attempts, jobs
+from app.db.attempts import Checkpoint, Claim, NewArtifact
+from app.db.moves import NewEvent
+from app.storage import ArtifactStore, is_intact, sha256_of, write_durably
 from worker.engine import pipeline
 from worker.engine.data import DatasetStore
 from worker.engine.errors import EngineError, InvalidInput, translated
 from worker.engine.observer import Observer
-from worker.heart import AttemptStopped, CancelRequested, Heart
+from worker.engine.resume import Recovery, TrainingState
+from worker.heart import KEPT_CHECKPOINTS, AttemptStopped, CancelRequested, Heart
+from worker.recent import RecentLog
 
 logger = logging.getLogger(__name__)
 
@@ -39,18 +43,19 @@ COMPARED_FILES = ("report.json", "histogram.json", "manifest.json")
 class Runtime:
     """What a worker process has, made once."""
 
-    worker_id: str
+    owner: str
     sessions: sessionmaker[Session]
     store: ArtifactStore
     datasets: DatasetStore
     heartbeat_seconds: float
     lease_seconds: float
+    checkpoint_seconds: float
 
 
 def run_job(job_id: str, runtime: Runtime) -> None:
     """Run a job to its end, unless it is not to be had: taken, ended, unknown. Then there is nothing to do."""
     with runtime.sessions.begin() as session:
-        claim = jobs.claim(session, job_id, owner=runtime.worker_id, lease_seconds=runtime.lease_seconds)
+        claim = attempts.claim(session, job_id, owner=runtime.owner, lease_seconds=runtime.lease_seconds)
     if claim is None:
         logger.info("nothing to claim", extra={"job_id": job_id})
         return
@@ -64,30 +69,40 @@ class _Attempt:
 
     def __init__(self, claim: Claim, runtime: Runtime) -> None:
         self._claim, self._runtime = claim, runtime
+        self._checkpoints = runtime.store.checkpoints(claim.job_id)
         self._heart = Heart(
-            runtime.sessions, claim, beat_seconds=runtime.heartbeat_seconds, lease_seconds=runtime.lease_seconds
+            runtime.sessions,
+            claim,
+            self._checkpoints,
+            beat_seconds=runtime.heartbeat_seconds,
+            lease_seconds=runtime.lease_seconds,
         )
+        self._log = RecentLog()
 
     def run(self) -> str:
         """Returns the job's status after it, or why this attempt has no say any more."""
         self._heart.start()
+        with self._log.listening():
+            return self._run()
+
+    def _run(self) -> str:
         try:
             result, files = self._work()
-            return self._finish(jobs.succeed, result=result.model_dump(mode="json"), files=files)
+            return self._finish(attempts.succeed, result=result.model_dump(mode="json"), files=files)
         except CancelRequested:
-            return self._finish(jobs.cancelled)
+            return self._finish(attempts.cancelled)
         except AttemptStopped:
             return self._finish(None)
         except EngineError as error:
-            return self._finish(jobs.fail, failure=self._failure(error.code, str(error)))
+            return self._fail(error.code, str(error))
         except SystemExit:
             # The worker is shutting down: hand the job back at once instead of letting its lease run out.
-            self._finish(jobs.drain)
+            self._hand_back()
             raise
         except Exception as error:
             logger.exception("attempt failed on a bug", extra={"job_id": self._claim.job_id})
             message = f"An unexpected {type(error).__name__} in the worker; its log has the rest under this job's id."
-            return self._finish(jobs.fail, failure=self._failure(FailureCode.INTERNAL_ERROR, message))
+            return self._fail(FailureCode.INTERNAL_ERROR, message)
 
     def _work(self) -> tuple[NetworkResult | CompareResult, list[NewArtifact]]:
         claim, store = self._claim, self._runtime.store
@@ -100,7 +115,8 @@ class _Attempt:
             datasets=self._runtime.datasets,
             inputs=_inputs(spec, claim.tenant, self._runtime),
             out=staging,
-            observer=_Reporter(self._heart, spec),
+            observer=_Reporter(self._heart, spec, self._keeper()),
+            recovery=Recovery(claim.attempt, tuple(self._intact_checkpoints())),
         )
         self._heart.enter(Phase.PUBLISHING)
         with translated():
@@ -109,18 +125,42 @@ class _Attempt:
             store.publish(claim.job_id, claim.attempt)
         return result, files
 
-    def _failure(self, code: FailureCode, message: str) -> Failure:
-        return Failure.of(code, message, attempt=self._claim.attempt, phase=self._heart.phase)
+    def _keeper(self) -> _Keeper:
+        return _Keeper(self._heart, self._checkpoints, self._claim.attempt, self._runtime.checkpoint_seconds)
 
-    def _finish(self, transition: Callable[..., Any] | None, **outcome: Any) -> str:
-        """The last write of the attempt. Whatever is not a success leaves no file behind."""
-        events = self._heart.stop()
+    def _intact_checkpoints(self) -> Iterator[Path]:
+        """Those that are still what was written; a damaged one is passed over for the one before it."""
+        for checkpoint in self._claim.checkpoints:
+            path = self._checkpoints / checkpoint.name
+            try:
+                if sha256_of(path) == checkpoint.sha256:
+                    yield path
+                    continue
+                why = "damaged"
+            except OSError as error:
+                why = str(error)
+            logger.warning(
+                "checkpoint passed over", extra={"job_id": self._claim.job_id, "file": checkpoint.name, "why": why}
+            )
+
+    def _fail(self, code: FailureCode, message: str) -> str:
+        failure = Failure.of(
+            code, message, attempt=self._claim.attempt, phase=self._heart.phase, log=list(self._log.lines)
+        )
+        return self._finish(attempts.fail, with_checkpoints=True, failure=failure)
+
+    def _hand_back(self) -> str:
+        return self._finish(attempts.drain, with_checkpoints=True)
+
+    def _finish(self, end: Callable[..., Status | None] | None, *, with_checkpoints: bool = False, **told: Any) -> str:
+        """The last write of the attempt. Whatever is not a success leaves no file behind, but to go on from."""
+        left = self._heart.stop()
+        if with_checkpoints:
+            told["checkpoints"] = left.checkpoints[:KEPT_CHECKPOINTS]
         status = None
-        if transition:
+        if end:
             status = self._persistently(
-                lambda session: transition(
-                    session, self._claim.job_id, self._claim.attempt, new_events=events, **outcome
-                )
+                lambda session: end(session, self._claim.job_id, self._claim.attempt, new_events=left.events, **told)
             )
         if status is not Status.SUCCEEDED:
             self._runtime.store.discard(self._claim.job_id, self._claim.attempt)
@@ -170,13 +210,38 @@ def _described(path: Path) -> NewArtifact:
     return NewArtifact(path.name, kind.role, kind.media_type, path.stat().st_size, sha256_of(path))
 
 
+class _Keeper:
+    """Writes the states of a training from which a later attempt may go on: one an epoch, more in long ones."""
+
+    def __init__(self, heart: Heart, folder: Path, attempt: int, every_seconds: float) -> None:
+        self._heart, self._folder, self._attempt, self._every = heart, folder, attempt, every_seconds
+        self._last = time.monotonic()
+        self._written = 0
+
+    def offer(self, state: Callable[[], TrainingState], epoch_ended: bool) -> None:
+        if not epoch_ended and time.monotonic() - self._last < self._every:
+            return
+        self._written += 1
+        path = self._folder / f"{self._attempt}-{self._written}.pt"
+        try:
+            content = state().to_bytes()
+            write_durably(path, content)
+        except OSError as error:
+            # Without it a later attempt has more to do again, and that is all: no reason to end this one.
+            logger.warning("checkpoint not written", extra={"file": path.name, "error": str(error)})
+        else:
+            self._heart.reference(Checkpoint(path.name, hashlib.sha256(content).hexdigest()))
+        self._last = time.monotonic()
+
+
 class _Reporter(Observer):
     """Passes on what the engine tells, and ends the run when the heart says so."""
 
-    def __init__(self, heart: Heart, spec: TrainSpec | PruneSpec | CompareSpec) -> None:
-        self._heart = heart
+    def __init__(self, heart: Heart, spec: TrainSpec | PruneSpec | CompareSpec, keeper: _Keeper) -> None:
+        self._heart, self._keeper = heart, keeper
         self._epochs = spec.training.epochs if isinstance(spec, TrainSpec) else 0
         self._training_began = time.monotonic()
+        self._done_here = 0
         self._finish_at: str | None = None
 
     def enter(self, phase: Phase) -> None:
@@ -201,5 +266,9 @@ class _Reporter(Observer):
     def record(self, type: str, data: dict[str, JsonValue]) -> None:
         self._heart.event(NewEvent(type, data))
         if type == "epoch" and isinstance(done := data["epoch"], int):
-            left = (time.monotonic() - self._training_began) / done * (self._epochs - done)
+            self._done_here += 1  # an attempt that went on from a checkpoint took no time for the epochs before
+            left = (time.monotonic() - self._training_began) / self._done_here * (self._epochs - done)
             self._finish_at = (datetime.now(UTC) + timedelta(seconds=left)).isoformat()
+
+    def checkpoint(self, state: Callable[[], TrainingState], epoch_ended: bool) -> None:
+        self._keeper.offer(state, epoch_ended)

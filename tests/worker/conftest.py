@@ -23,12 +23,13 @@ Read = Callable[[str], JobRow]
 def runtime(sessions: sessionmaker[Session], tmp_path: Path) -> Runtime:
     """What a worker process has, on the test's own database."""
     return Runtime(
-        worker_id="worker of the test",
+        owner="worker of the test/1",
         sessions=sessions,
         store=LocalStore(tmp_path / "artifacts"),
         datasets=DatasetStore(tmp_path / "data", download=False),
         heartbeat_seconds=0.05,
         lease_seconds=30,
+        checkpoint_seconds=30,
     )
 
 

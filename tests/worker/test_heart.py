@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.contract.status import Phase
-from app.db import jobs
-from app.db.jobs import Claim, NewEvent
+from app.db import attempts, jobs
+from app.db.attempts import Claim
+from app.db.moves import NewEvent
 from tests.specs import train_spec
 from tests.waiting import wait_until
 from tests.worker.conftest import Read, Submit
@@ -19,14 +21,14 @@ from worker.heart import CancelRequested, Fenced, Heart
 @pytest.fixture
 def claim(sessions: sessionmaker[Session], submit: Submit) -> Claim:
     with sessions.begin() as session:
-        claimed = jobs.claim(session, submit(train_spec()), owner="me", lease_seconds=30)
+        claimed = attempts.claim(session, submit(train_spec()), owner="me", lease_seconds=30)
     assert claimed is not None
     return claimed
 
 
 @pytest.fixture
-def heart(sessions: sessionmaker[Session], claim: Claim) -> Iterator[Heart]:
-    beating = Heart(sessions, claim, beat_seconds=0.02, lease_seconds=30)
+def heart(sessions: sessionmaker[Session], claim: Claim, tmp_path: Path) -> Iterator[Heart]:
+    beating = Heart(sessions, claim, tmp_path, beat_seconds=0.02, lease_seconds=30)
     beating.start()
     yield beating
     beating.stop()
@@ -55,7 +57,7 @@ def test_a_beat_stores_phase_progress_and_events(heart: Heart, claim: Claim, rea
 def test_every_event_is_stored_once_and_in_order(heart: Heart, claim: Claim, sessions: sessionmaker[Session]) -> None:
     for number in range(200):
         heart.event(NewEvent("epoch", {"epoch": number}))
-    left = heart.stop()
+    left = heart.stop().events
 
     with sessions.begin() as session:
         stored = [row.data["epoch"] for row in jobs.events(session, claim.job_id, after=2, limit=500)]
@@ -99,8 +101,10 @@ def test_a_lost_lease_stops_the_run(heart: Heart, claim: Claim, sessions: sessio
     wait_until(lambda: _stopped_by(heart, Fenced), timeout=10, what="the fence is seen")
 
 
-def test_a_run_that_cannot_beat_stops_before_its_lease_ends(sessions: sessionmaker[Session], claim: Claim) -> None:
-    unbeaten = Heart(sessions, claim, beat_seconds=0.02, lease_seconds=0.5)
+def test_a_run_that_cannot_beat_stops_before_its_lease_ends(
+    sessions: sessionmaker[Session], claim: Claim, tmp_path: Path
+) -> None:
+    unbeaten = Heart(sessions, claim, tmp_path, beat_seconds=0.02, lease_seconds=0.5)
 
     wait_until(lambda: _stopped_by(unbeaten, Fenced), timeout=10, what="the run gives up")
 

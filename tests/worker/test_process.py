@@ -11,7 +11,7 @@ import redis
 
 from app.local import Stack
 from app.queue import QUEUE
-from tests.specs import Document, submit, train_spec
+from tests.specs import Document, finished, submit, train_spec
 from tests.waiting import wait_until
 
 
@@ -46,15 +46,30 @@ def test_a_message_bears_an_id_and_nothing_else(idle_service: Stack, idle_http: 
     assert idle_service.api_key not in json.dumps(message)
 
 
+def test_no_log_tells_a_secret_or_a_spec(service: Stack, http: httpx.Client) -> None:
+    finished(http, train_spec(display_name="of no concern", labels={"quite": "private"}))
+    secrets = [service.api_key, service.api_key.split("_")[2], "of no concern", "private"]
+    secrets += [(service.state_dir / "broker" / name).read_text() for name in ("password", "operator-password")]
+
+    told = "".join(path.read_text() for path in (service.state_dir / "logs").glob("*.log"))
+
+    assert "attempt ended" in told
+    assert [secret for secret in secrets if secret in told] == []
+
+
 def _message_about(broker: redis.Redis, job_id: str) -> Document | None:
     messages: list[Document] = [json.loads(message) for message in broker.lrange(QUEUE, 0, -1)]
     return next((message for message in messages if job_id in message["headers"]["argsrepr"]), None)
+
+
+def _is_about(job: Document, entry: Document) -> bool:
+    return entry.get("job_id") == job["id"] and "attempt" in entry
 
 
 def test_a_workers_log_tells_of_each_attempt(service: Stack, trained: Document) -> None:
     log = (service.state_dir / "logs" / "worker-1.log").read_text()
 
     entries = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
-    told = [(entry["message"], entry["attempt"]) for entry in entries if entry.get("job_id") == trained["id"]]
+    told = [(entry["message"], entry["attempt"]) for entry in entries if _is_about(trained, entry)]
     assert told == [("attempt started", 1), ("attempt ended", 1)]
     assert "-- *****" not in log

@@ -37,6 +37,7 @@ def test_a_run_ends_in_success_with_its_artifacts(runtime: Runtime, submit: Subm
 
     row, artifacts = read(job_id), _artifacts(runtime, job_id)
     assert (row.status, row.attempt, row.lease_owner) == ("succeeded", 1, None)
+    runtime.store.tidy(job_id, 1, keep_checkpoints=False)  # which the sweeper does
     assert {path.name for path in _files(runtime, job_id)} == {artifact.name for artifact in artifacts}
     for artifact in artifacts:
         assert is_intact(runtime.store.folder(job_id, 1) / artifact.name, size=artifact.size, sha256=artifact.sha256)

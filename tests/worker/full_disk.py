@@ -1,0 +1,38 @@
+"""`python -m tests.worker.full_disk URL FOLDER JOB FILL`: run a job whose artifacts lie on a small disk, and print what
+files it leaves. With FILL `yes`, somebody else fills the disk once the job trains."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+from app.db.session import make_engine, make_sessions
+from app.storage import LocalStore
+from tests.waiting import wait_until
+from worker.engine.data import DatasetStore
+from worker.runner import Runtime, run_job
+
+
+def main(url: str, folder: Path, job_id: str, *, fill: bool) -> None:
+    store, engine = LocalStore(folder), make_engine(url)
+    if fill:
+        threading.Thread(target=_fill, args=(folder, store.checkpoints(job_id)), daemon=True).start()
+    run_job(job_id, Runtime("w/1", make_sessions(engine), store, DatasetStore(None), 0.05, 30, 30))
+    engine.dispose()
+    store.tidy(job_id, None, keep_checkpoints=False)
+    sys.stdout.write(" ".join(path.name for path in folder.rglob("*")))
+
+
+def _fill(folder: Path, checkpoints: Path) -> None:
+    wait_until(lambda: any(checkpoints.glob("*.pt")), timeout=30, what="a checkpoint")
+    with (folder / "somebody-elses").open("wb", buffering=0) as file:
+        try:
+            while file.write(b"\0" * 4096):
+                continue
+        except OSError:
+            return  # the disk is full
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], fill=sys.argv[4] == "yes")
