@@ -12,11 +12,12 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from app.api.schemas import Problem
 from app.contract.explain import FieldError
-from app.core.errors import InvalidParameter, SecateurError, Unavailable
+from app.core.errors import InvalidParameter, Malformed, SecateurError, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     for away in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(away, _database_away)
+    app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -114,6 +116,11 @@ def _allow(request: Request) -> dict[str, str]:
     """`Allow` of all routes at this path; the framework names those of the first alone."""
     at_this_path = [route for route in request.app.state.routes if route.matches(request.scope)[0] is not Match.NONE]
     return {"Allow": ", ".join(sorted({method for route in at_this_path for method in route.methods}))}
+
+
+async def _left(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
+    """Nobody reads the answer; the access log does."""
+    return _of(request, Malformed("The body ended before its announced length."))
 
 
 async def _database_away(request: Request, error: Exception) -> JSONResponse:

@@ -17,8 +17,8 @@ from app.core.settings import Settings
 from app.core.version import VERSION
 from app.db.session import make_engine, make_sessions
 from app.queue import Queue, make_celery
-from app.services.sweeping import Sweeper
 from app.storage import LocalStore
+from app.sweeping import Round, Sweeper
 
 # Routes run on threads, forty at most: with a connection for each, none waits for one.
 POOL_SIZE = 20
@@ -32,10 +32,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         parts = _open(settings)
         sweeper = Sweeper(
-            parts.sessions,
-            parts.queue,
+            Round(parts.sessions, parts.queue, parts.store, settings.max_attempts),
             interval_seconds=settings.sweep_seconds,
-            max_attempts=settings.max_attempts,
         )
         app.state.parts = parts
         sweeper.start()
@@ -60,7 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.routes += module.router.routes
     problems.install(app)
     openapi.install(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds)
     app.add_middleware(RequestContext)
     return app
 

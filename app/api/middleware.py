@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -11,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import of_error
-from app.core.errors import PayloadTooLarge
+from app.core.errors import PayloadTooLarge, RequestTimeout
 
 logger = logging.getLogger("secateur.access")
 
@@ -48,10 +49,11 @@ class RequestContext:
 
 
 class BodyLimit:
-    """Answers 413 as soon as a body is announced or found to be larger than it may be, without holding it."""
+    """Answers 413 as soon as a body is announced or found to be larger than it may be, without holding it, and 408 when
+    it does not arrive in time: the server itself would wait for ever."""
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
-        self._app, self._max = app, max_bytes
+    def __init__(self, app: ASGIApp, *, max_bytes: int, seconds: float) -> None:
+        self._app, self._max, self._seconds = app, max_bytes, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,24 +61,26 @@ class BodyLimit:
             return
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdigit() and int(announced) > self._max:
-            await self._refuse(scope, receive, send)
+            error, request_id = PayloadTooLarge(self._max), scope["state"]["request_id"]
+            await of_error(error, path=scope["path"], request_id=request_id)(scope, receive, send)
             return
-        seen = 0
+        await self._app(scope, self._bounded(receive), send)
+
+    def _bounded(self, receive: Receive) -> Receive:
+        seen, whole, until = 0, False, asyncio.get_running_loop().time() + self._seconds
 
         async def bounded_receive() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, whole
+            try:
+                # Once the body is whole, this waits for the client to leave, which may take as long as it likes.
+                async with asyncio.timeout_at(None if whole else until):
+                    message = await receive()
+            except TimeoutError:
+                raise RequestTimeout(self._seconds) from None
+            whole = not message.get("more_body", False)
             seen += len(message.get("body", b""))
             if seen > self._max:
-                raise self._too_large()
+                raise PayloadTooLarge(self._max)
             return message
 
-        await self._app(scope, bounded_receive, send)
-
-    def _too_large(self) -> PayloadTooLarge:
-        return PayloadTooLarge(f"The body may have at most {self._max} bytes.")
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = of_error(self._too_large(), path=scope["path"], request_id=scope["state"]["request_id"])
-        response.headers["Connection"] = "close"  # the rest of the body is not going to be read
-        await response(scope, receive, send)
+        return bounded_receive

@@ -40,7 +40,7 @@ def job(row: JobRow) -> Job:
         updated_at=row.updated_at,
         expires_at=row.expires_at,
         spec=parse_spec(row.spec),
-        links=Links(self=url, events=f"{url}/events", artifacts=f"{url}/artifacts", cancel=f"{url}/cancel"),
+        links=Links(self=url, **{name: f"{url}/{name}" for name in ("events", "artifacts", "cancel", "retry")}),
     )
 
 

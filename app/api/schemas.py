@@ -54,6 +54,7 @@ class Links(Resource):
     events: str
     artifacts: str
     cancel: str
+    retry: str
 
 
 class Job(Resource):

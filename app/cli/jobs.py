@@ -18,7 +18,7 @@ PANEL = "Talk to a server (SECATEUR_URL, SECATEUR_API_KEY)"
 
 
 def register(application: typer.Typer) -> None:
-    for command in (submit, status, wait, cancel, download, events, options, system):
+    for command in (submit, status, wait, cancel, retry, download, events, options, system):
         application.command(rich_help_panel=PANEL)(command)
     application.command("list", rich_help_panel=PANEL)(list_jobs)
 
@@ -91,6 +91,14 @@ def cancel(job: JobId, as_json: AsJson = False, state_dir: StateDir = STATE_DIR)
 
     with connect(state_dir) as client:
         _show_job(client.cancel(job), as_json)
+
+
+def retry(job: JobId, as_json: AsJson = False, state_dir: StateDir = STATE_DIR) -> None:
+    """Run a failed job again; a training goes on from its last checkpoint."""
+    from app.cli.connection import connect
+
+    with connect(state_dir) as client:
+        _show_job(client.retry(job), as_json)
 
 
 def download(

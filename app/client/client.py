@@ -61,6 +61,10 @@ class Client:
     def cancel(self, job_id: str) -> Job:
         return cast(Job, self._post(f"{_job(job_id)}/cancel"))
 
+    def retry(self, job_id: str) -> Job:
+        """Run a failed job again, as its next attempt."""
+        return cast(Job, self._post(f"{_job(job_id)}/retry"))
+
     def get(self, job_id: str) -> Job:
         return cast(Job, self._get(_job(job_id)))
 

@@ -197,3 +197,31 @@ def test_a_data_set_that_is_not_there_fails_its_job_alone(http: httpx.Client) ->
     assert "KMNIST/raw" in job["error"]["message"]
     assert "train-images-idx3-ubyte" in job["error"]["message"]
     finished(http, train_spec())
+
+
+def test_a_failed_job_is_retried_as_its_next_attempt(http: httpx.Client) -> None:
+    failed = ended(http, submit(http, train_spec(dataset={"name": "kmnist"}))["id"])
+
+    answer = http.post(failed["links"]["retry"])
+
+    job = answer.json()
+    assert (answer.status_code, job["status"], job["done"], job["error"]) == (202, "queued", False, None)
+    assert job["revision"] > failed["revision"]
+    again = ended(http, job["id"])
+    assert (again["status"], again["attempt"], again["error"]["attempt"]) == ("failed", 2, 2)
+    events = http.get(again["links"]["events"], params={"limit": 100}).json()["items"]
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    kinds = [event["type"] for event in events if event["type"] != "phase"]
+    assert kinds == ["queued", "running", "failed", "requeued", "running", "failed"]
+
+
+def test_only_a_failed_job_of_ones_own_is_retried(
+    idle_http: httpx.Client, stranger: httpx.Client, trained: Document, http: httpx.Client
+) -> None:
+    waiting = submit(idle_http, train_spec())
+
+    refused = idle_http.post(waiting["links"]["retry"])
+    assert (refused.status_code, refused.json()["code"]) == (409, "job_not_retryable")
+    assert "wait for its end" in refused.json()["detail"]
+    assert "submit its spec as a new job" in http.post(trained["links"]["retry"]).json()["detail"]
+    assert stranger.post(waiting["links"]["retry"]).status_code == 404

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,20 @@ def test_cancel_of_a_finished_job_is_refused(secateur: Secateur, trained: Docume
     done = secateur("cancel", trained["id"])
     assert (done.code, done.out) == (3, "")
     assert "succeeded" in done.err
+
+
+def test_retry_runs_a_failed_job_again(secateur: Secateur, http: httpx.Client) -> None:
+    job_id = submit(http, train_spec(dataset={"name": "kmnist"}))["id"]
+    assert secateur("wait", job_id).code == 1
+    assert secateur("retry", job_id, "--json").document()["status"] == "queued"
+    again = secateur("wait", job_id, "--json")
+    assert (again.code, json.loads(again.out)["attempt"]) == (1, 2)  # its data are still not there
+
+
+def test_retry_of_a_job_that_has_not_failed_is_refused(secateur: Secateur, trained: Document) -> None:
+    done = secateur("retry", trained["id"])
+    assert (done.code, done.out) == (3, "")
+    assert "Only a failed job can be retried" in done.err
 
 
 def test_events_are_shown_from_the_first_to_the_last(secateur: Secateur, trained: Document) -> None:

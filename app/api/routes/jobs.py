@@ -27,7 +27,8 @@ MOST = 100
     response_model=Job,
     operation_id="submit_job",
     openapi_extra=SPEC_BODY,
-    responses=problems(400, 409, 413, 415, 422) | {200: {"model": Validation, "description": "With `validate_only`."}},
+    responses=problems(400, 408, 409, 413, 415, 422)
+    | {200: {"model": Validation, "description": "With `validate_only`."}},
 )
 def submit(
     who: WriterDep,
@@ -104,6 +105,17 @@ def cancel_job(job_id: str, who: WriterDep, session: SessionDep, response: Respo
     """End a job: at once while it waits, at its next step while it runs."""
     row, changed = jobs.cancel(session, who.tenant, job_id)
     response.status_code = 202 if changed else 200
+    return resources.job(row)
+
+
+@router.post("/{job_id}/retry", status_code=202, operation_id="retry_job", responses=problems(404, 409))
+def retry_job(
+    job_id: str, who: WriterDep, session: SessionDep, parts: PartsDep, background: BackgroundTasks, response: Response
+) -> Job:
+    """Run a failed job again, as its next attempt; a training goes on from its last checkpoint."""
+    row = jobs.retry(session, who.tenant, job_id)
+    background.add_task(parts.queue.wake, row.id)
+    response.headers["Retry-After"] = resources.retry_after(row)
     return resources.job(row)
 
 
