@@ -19,12 +19,18 @@ from app.local.processes import Child, Server, dies_with_parent, end_leftover, n
 
 _START_SECONDS = 20.0
 
+USER = "secateur"
+# What Celery's transport needs, and the key that marks the broker's life: no FLUSHALL, CONFIG, KEYS, EVAL or SHUTDOWN.
+_RIGHTS = "~secateur.* ~_kombu* ~unacked* &* +@all -@admin -@dangerous -@scripting +evalsha +script|load"
+
 # Relative paths, with the folder as working directory: Valkey's own quoting rules never meet the operator's path.
 _CONFIG = """\
 bind 127.0.0.1
 port {port}
 protected-mode yes
-requirepass {password}
+user default off
+user {user} on >{password} {rights}
+user operator on >{operator} ~* &* +@all
 daemonize no
 dir ./
 pidfile ./valkey.pid
@@ -37,11 +43,12 @@ maxmemory-policy noeviction
 
 @contextmanager
 def start_broker(
-    directory: Path, *, password: str | None = None, log: Path | None = None, cancelled: Callable[[], bool] = never
+    directory: Path, *, log: Path | None = None, cancelled: Callable[[], bool] = never
 ) -> Iterator[Server]:
-    """Run Valkey on loopback with its data, port and password kept in `directory`; stop it at the end.
+    """Run Valkey on loopback with its data, port and passwords kept in `directory`; stop it at the end.
 
-    A restart finds the same data under the same URL, unless the port was taken meanwhile.
+    A restart finds the same data under the same URL, unless the port was taken meanwhile. The URL's user may do what
+    the service needs; `operator`, whose password is in `operator-password`, may do all.
     """
     binary = _binary()
     with held(directory.absolute()) as folder:
@@ -54,13 +61,14 @@ def start_broker(
             record=folder / "process.json",
         )
         end_leftover(child.record, child.stop_signal)
-        password = password or _kept_password(folder)
+        password = _kept_password(folder / "password")
+        operator = _kept_password(folder / "operator-password")
         port = _kept_port(folder)
-        write_private(folder / "valkey.conf", _CONFIG.format(port=port, password=password))
+        write_private(folder / "valkey.conf", _config(port, password, operator))
         try:
             child.start()
             child.wait_until_ready(lambda: _answers(port, password), _START_SECONDS, cancelled)
-            yield Server(f"redis://:{password}@127.0.0.1:{port}/0", child)
+            yield Server(f"redis://{USER}:{password}@127.0.0.1:{port}/0", child)
         finally:
             child.stop()
 
@@ -73,8 +81,11 @@ def _binary() -> str:
     return str(get_binary_path())
 
 
-def _kept_password(folder: Path) -> str:
-    path = folder / "password"
+def _config(port: int, password: str, operator: str) -> str:
+    return _CONFIG.format(port=port, user=USER, password=password, operator=operator, rights=_RIGHTS)
+
+
+def _kept_password(path: Path) -> str:
     if not path.exists():
         write_private(path, secrets.token_hex(24))
     return path.read_text()
@@ -92,7 +103,9 @@ def _kept_port(folder: Path) -> int:
 
 def _answers(port: int, password: str) -> bool:
     once = Retry(NoBackoff(), 0)
-    with redis.Redis(host="127.0.0.1", port=port, password=password, socket_timeout=2.0, retry=once) as client:
+    with redis.Redis(
+        host="127.0.0.1", port=port, username=USER, password=password, socket_timeout=2.0, retry=once
+    ) as client:
         try:
             return bool(client.ping())
         except redis.RedisError:

@@ -210,6 +210,8 @@ def _end_leftover_server(folder: Path) -> None:
     try:
         process = psutil.Process(int(lock.read_text().split("\n", 1)[0]))
         is_ours = Path(process.cwd()).samefile(folder / "data")
+    except psutil.ZombieProcess:  # PostgreSQL takes it for alive, and in a container there may be nobody to reap it
+        is_ours = False
     except (OSError, ValueError, psutil.NoSuchProcess):
         return
     except psutil.AccessDenied:

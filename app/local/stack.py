@@ -15,7 +15,9 @@ from pathlib import Path
 import httpx
 
 from app.core.settings import CLIENT_VARIABLES, PREFIX
+from app.db import attempts
 from app.db.migrate import upgrade
+from app.db.session import session_scope
 from app.local.broker import start_broker
 from app.local.errors import NotRunning
 from app.local.folders import held, private_folder
@@ -122,7 +124,11 @@ def _prepare(folder: Path) -> Path:
 
 
 def _set_up(database_url: str, folder: Path) -> str:
-    upgrade(database_url.replace("postgresql://", "postgresql+psycopg://", 1))
+    url = database_url.replace("postgresql://", "postgresql+psycopg://", 1)
+    upgrade(url)
+    with session_scope(url) as session:
+        # Its workers have ended, however that came about: what they were at goes on now, not when its leases run out.
+        attempts.expire_leases(session)
     ensure_first_key(database_url, folder / "api-key")
     return (folder / "api-key").read_text().strip()
 

@@ -15,6 +15,8 @@ from app.local.errors import NotAStateDir
 
 LONG = "a folder, with a comma and a name so long that no socket's path could hold it, because 107 bytes are the most"
 
+SECRETS = ("password", "operator-password", "valkey.conf")
+
 
 @pytest.mark.parametrize("name", ["state", LONG])
 def test_postgres_finds_its_data_again_and_takes_its_socket_away(tmp_path: Path, name: str) -> None:
@@ -46,30 +48,49 @@ def test_postgres_listens_on_no_port(tmp_path: Path) -> None:
 def test_the_broker_keeps_its_data_and_its_url(tmp_path: Path) -> None:
     folder = tmp_path / "state of it"
     with start_broker(folder) as server, redis.Redis.from_url(server.url) as client:
-        client.lpush("queue", "message")
+        client.lpush("secateur.test", "message")
         url = server.url
     with start_broker(folder) as server, redis.Redis.from_url(server.url) as client:
         assert server.url == url
-        assert client.lrange("queue", 0, -1) == [b"message"]
+        assert client.lrange("secateur.test", 0, -1) == [b"message"]
 
 
 def test_the_broker_wants_its_password(broker_url: str) -> None:
     with redis.Redis.from_url(broker_url) as client:
         port = client.connection_pool.connection_kwargs["port"]
     once = Retry(NoBackoff(), 0)
-    for password in (None, "wrong"):
+    for user, password in ((None, None), (None, "wrong"), ("secateur", "wrong"), ("operator", "wrong")):
         with (
-            redis.Redis(port=port, password=password, retry=once) as stranger,
+            redis.Redis(port=port, username=user, password=password, retry=once) as stranger,
             pytest.raises(redis.AuthenticationError),
         ):
             stranger.ping()
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["FLUSHALL", "CONFIG GET dir", "KEYS *", "EVAL return(1) 0", "SHUTDOWN", "MONITOR", "GET stranger"],
+)
+def test_the_service_may_do_with_the_broker_what_it_needs_and_no_more(broker_url: str, command: str) -> None:
+    with redis.Redis.from_url(broker_url) as client, pytest.raises(redis.exceptions.NoPermissionError):
+        client.execute_command(*command.split(" "))
+
+
+def test_the_operator_may_do_all_with_the_broker(tmp_path: Path) -> None:
+    with start_broker(tmp_path / "state") as server, redis.Redis.from_url(server.url) as client:
+        client.set("secateur.test", "1")
+        port = client.connection_pool.connection_kwargs["port"]
+        password = (server.child.folder / "operator-password").read_text()
+        with redis.Redis(port=port, username="operator", password=password) as operator:
+            assert operator.flushall()
+        assert client.get("secateur.test") is None
 
 
 def test_secrets_are_for_their_owner_alone(tmp_path: Path) -> None:
     with start_broker(tmp_path / "state") as server:
         folder = server.child.folder
         assert folder.stat().st_mode & 0o777 == 0o700
-        assert [(folder / name).stat().st_mode & 0o777 for name in ("password", "valkey.conf")] == [0o600, 0o600]
+        assert [(folder / name).stat().st_mode & 0o777 for name in SECRETS] == [0o600] * 3
 
 
 def test_a_folder_has_one_server(tmp_path: Path) -> None:

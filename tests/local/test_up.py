@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 
 from app.local import Stack
 from tests.local.conftest import all_gone, refused_up, running_up
-from tests.specs import submit, train_spec
+from tests.specs import ended, submit, train_spec
+from tests.waiting import wait_until
 
 
 def _client(url: str, state_dir: Path) -> httpx.Client:
@@ -43,6 +46,29 @@ def test_after_a_kill_the_next_start_ends_what_is_left_and_finds_all_again(state
         family = up.family()
         assert up.end(signal.SIGTERM) == 0
         assert all_gone(family)
+
+
+def test_a_training_goes_on_after_all_of_it_was_killed(state_dir: Path, tmp_path: Path) -> None:
+    with running_up(state_dir, tmp_path / "first") as up, _client(up.url, state_dir) as http:
+        job_id = submit(http, train_spec(training={"epochs": 30}))["id"]
+        wait_until(lambda: _epochs(http, job_id) >= 2, timeout=60, what="it has trained two epochs")
+        began = time.monotonic()
+        for member in [psutil.Process(up.process.pid), *up.family()]:
+            member.kill()
+        up.process.wait()
+    with running_up(state_dir, tmp_path / "second") as up, _client(up.url, state_dir) as http:
+        job = ended(http, job_id)
+        # The default lease is 60 s: a new stack knows that the workers of the old one are gone.
+        assert time.monotonic() - began < 50
+        assert (job["status"], job["attempt"]) == ("succeeded", 2)
+        events = http.get(f"/v1/jobs/{job_id}/events", params={"limit": 100}).json()["items"]
+        assert next(event["data"]["step"] for event in events if event["type"] == "resumed") >= 15  # an epoch of digits
+        assert up.end(signal.SIGTERM) == 0
+
+
+def _epochs(http: httpx.Client, job_id: str) -> int:
+    events = http.get(f"/v1/jobs/{job_id}/events", params={"limit": 100}).json()["items"]
+    return sum(event["type"] == "epoch" for event in events)
 
 
 def test_a_second_one_on_the_same_folder_is_refused(idle_service: Stack) -> None:
