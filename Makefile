@@ -11,9 +11,12 @@ DATASET ?= digits
 DATA_DIR ?=
 export DATASET DATA_DIR
 ARGS ?=
+SEED ?=
+JOBS ?= 80
+FAULTS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types up clean
+.PHONY: help setup demo test chaos lint types up clean
 
 help: ## Show this list
 	@echo 'make TARGET, of which there are:'
@@ -26,6 +29,9 @@ demo: $(STAMP) ## Train, prune and compare through the real service: [DATASET=di
 
 test: lint types ## Check everything: lint, types and all tests; ARGS='-k name -x' go to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(STAMP) ## Short jobs under random faults, and the verdict: [SEED=…] [JOBS=80] [FAULTS=100]
+	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --jobs $(JOBS) --faults $(FAULTS)
 
 lint: $(STAMP) ## Check style, formatting and who imports whom
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-TARGETS = ["help", "setup", "demo", "test", "lint", "types", "up", "clean"]
+TARGETS = ["help", "setup", "demo", "test", "chaos", "lint", "types", "up", "clean"]
 
 
 @pytest.fixture
@@ -75,4 +75,9 @@ def test_the_demo_takes_a_data_folder_with_a_space(checkout: Path) -> None:
 def test_ci_runs_what_a_person_runs(root: Path) -> None:
     script = root / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert script.read_text().splitlines()[-1].endswith("exec make test")
+    commands = script.read_text().splitlines()[-3:]
+    assert commands[0] == "make test"
+    assert [command.split(" SEED")[0] for command in commands[1:]] == [
+        ".venv/bin/python -m pytest -m chaos",
+        "make chaos",
+    ]

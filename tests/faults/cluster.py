@@ -1,0 +1,162 @@
+"""A running service whose processes are found by what they do, so that they can be hurt."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import httpx
+import psutil
+import redis
+
+from app.local import Stack
+from app.queue import QUEUE, Queue, make_celery
+from tests.specs import Document, ended, read, submit, train_spec
+from tests.waiting import wait_until
+
+LEASE_SECONDS = 4.0
+SWEEP_SECONDS = 0.5
+SETTINGS = {
+    "SECATEUR_HEARTBEAT_SECONDS": "0.2",
+    "SECATEUR_LEASE_SECONDS": str(LEASE_SECONDS),
+    "SECATEUR_SWEEP_SECONDS": str(SWEEP_SECONDS),
+    "SECATEUR_CHECKPOINT_SECONDS": "1",
+    "SECATEUR_WATCHDOG_SECONDS": "15",
+    "SECATEUR_WORKER_THREADS": "1",
+}
+"""Settings under which a fault and its remedy take seconds."""
+
+FIVE_EPOCHS = train_spec(
+    model={"architecture": "cnn", "channels": [16, 16, 32], "hidden": 300},
+    training={"epochs": 5},
+    regularization={"penalty": "l1"},
+)
+ENDLESS = train_spec(training={"epochs": 1000})
+
+
+class Cluster:
+    """The service and its client."""
+
+    def __init__(self, running: Stack, http: httpx.Client) -> None:
+        self.stack, self.http = running, http
+
+    def workers(self) -> Sequence[psutil.Process]:
+        """Those that receive messages."""
+        children = [child for name, child in self.stack.children.items() if name.startswith("worker")]
+        return [psutil.Process(child.pid) for child in children if child.is_running]
+
+    def job_processes(self) -> Sequence[psutil.Process]:
+        return [child for worker in self.workers() for child in worker.children() if _runs_jobs(child)]
+
+    def process_of(self, job_id: str) -> psutil.Process:
+        """The job process that a running job's last attempt belongs to."""
+        started = [event for event in self.events(job_id) if event["type"] == "running"]
+        return psutil.Process(int(started[-1]["data"]["worker"].rpartition("/")[2]))
+
+    def worker_of(self, job_id: str) -> psutil.Process:
+        parent = self.process_of(job_id).parent()
+        assert parent is not None
+        return parent
+
+    def events(self, job_id: str) -> Sequence[Document]:
+        found: list[Document] = []
+        while True:
+            page = self.http.get(f"/v1/jobs/{job_id}/events", params={"after": len(found), "limit": 100}).json()
+            found += page["items"]
+            if page["next_cursor"] is None:
+                return found
+
+    def at_work(self, spec: Document = ENDLESS, *, epochs: int = 2) -> str:
+        """A job that has been training for this many epochs."""
+        job_id: str = submit(self.http, spec)["id"]
+        self.wait_for_epochs(job_id, epochs)
+        return job_id
+
+    def wait_for_epochs(self, job_id: str, epochs: int, *, attempt: int = 1, timeout: float = 60) -> None:
+        wait_until(
+            lambda: self._epochs(job_id, attempt) >= epochs, timeout=timeout, what=f"{epochs} epochs of {attempt}"
+        )
+
+    def _epochs(self, job_id: str, attempt: int) -> int:
+        return sum(event["type"] == "epoch" and event["attempt"] == attempt for event in self.events(job_id))
+
+    def wait_for_training(self, job_id: str, attempt: int, *, timeout: float) -> None:
+        def trains() -> bool:
+            job = read(self.http, job_id)
+            return (job["attempt"], job["phase"]) == (attempt, "training")
+
+        wait_until(trains, timeout=timeout, what=f"attempt {attempt} trains")
+
+    def cancel(self, job_id: str) -> Document:
+        self.http.post(f"/v1/jobs/{job_id}/cancel").raise_for_status()
+        return ended(self.http, job_id, timeout=30)
+
+    def model_sha256(self, job: Document) -> str:
+        assert job["status"] == "succeeded", job["error"]
+        return hashlib.sha256(self.artifact(job, "model.safetensors")).hexdigest()
+
+    def artifact(self, job: Document, name: str) -> bytes:
+        answer = self.http.get(f"{job['links']['artifacts']}/{name}").raise_for_status()
+        return answer.content
+
+    def folder(self, job_id: str) -> Path:
+        return self.stack.state_dir / "artifacts" / job_id
+
+    def wait_until_tidy(self, job: Document) -> None:
+        """Only the folder of the attempt that succeeded is left, or nothing."""
+        kept = [str(job["attempt"])] if job["status"] == "succeeded" else []
+        folder = self.folder(job["id"])
+        wait_until(
+            lambda: [path.name for path in folder.glob("*")] == kept,
+            timeout=10,
+            what=f"of {folder} only {kept} is left",
+        )
+
+    def log_of_workers(self) -> str:
+        return "".join(path.read_text() for path in sorted(self.stack.state_dir.glob("logs/worker-*.log")))
+
+    @cached_property
+    def queue(self) -> Queue:
+        return Queue(make_celery(self.stack.redis_url))
+
+    def operator(self) -> redis.Redis:
+        """The broker's own administrator."""
+        url = httpx.URL(self.stack.redis_url)
+        password = (self.stack.state_dir / "broker" / "operator-password").read_text()
+        return redis.Redis(port=url.port or 0, username="operator", password=password)
+
+    def waiting_messages(self) -> int:
+        with redis.Redis.from_url(self.stack.redis_url) as broker:
+            return int(broker.llen(QUEUE))
+
+    def wait_until_ready(self, *, workers: int) -> None:
+        """Everything answers and each worker has a job process that has told of itself."""
+
+        def ready() -> bool:
+            try:
+                system = self.http.get("/v1/system").json()
+            except httpx.HTTPError:
+                return False
+            names = {f":{worker.pid}:" for worker in self.workers()}
+            alive = [w["id"] for w in system.get("workers", []) if w["alive"] and any(n in w["id"] for n in names)]
+            return bool(system.get("broker")) and len(alive) == workers == len(self.job_processes())
+
+        wait_until(ready, timeout=60, what="the service is whole")
+
+
+def _runs_jobs(process: psutil.Process) -> bool:
+    try:
+        return any("spawn_main" in word for word in process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def stop(process: psutil.Process) -> None:
+    process.send_signal(signal.SIGSTOP)
+
+
+def go_on(process: psutil.Process) -> None:
+    process.send_signal(signal.SIGCONT)

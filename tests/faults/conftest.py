@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from app.local import Stack, stack
+from tests.faults.cluster import FIVE_EPOCHS, SETTINGS, Cluster
+from tests.specs import finished
+
+WORKERS = 2
+
+
+def client_of(running: Stack) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {running.api_key}"}
+    return httpx.Client(base_url=running.url, headers=headers, timeout=30, trust_env=False)
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    state = tmp_path_factory.mktemp("faults") / "state of it"
+    with (
+        stack(state_dir=state, workers=WORKERS, durable=False, env=SETTINGS, notify=lambda _: None) as running,
+        client_of(running) as http,
+    ):
+        cluster = Cluster(running, http)
+        yield cluster
+        cluster.queue.close()
+
+
+@pytest.fixture
+def cluster(shared_cluster: Cluster) -> Cluster:
+    """A service with two workers, all of it well, however the test before has left it."""
+    shared_cluster.wait_until_ready(workers=WORKERS)
+    return shared_cluster
+
+
+@pytest.fixture(scope="session")
+def undisturbed(shared_cluster: Cluster) -> str:
+    """sha256 of the model of FIVE_EPOCHS when nothing happens."""
+    return shared_cluster.model_sha256(finished(shared_cluster.http, FIVE_EPOCHS))
