@@ -11,8 +11,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
+from app.contract.explain import FieldError, unknown
 from app.contract.spec import CompareSpec, PruneSpec, TrainSpec
-from app.core.errors import Forbidden, Unauthenticated, UnsupportedMediaType
+from app.core.errors import Forbidden, InvalidParameter, Unauthenticated, UnsupportedMediaType
 from app.core.settings import Settings
 from app.queue import Queue
 from app.services import jobs
@@ -46,6 +47,19 @@ def session(parts: PartsDep) -> Iterator[Session]:
 
 
 SessionDep = Annotated[Session, Depends(session, scope="function")]
+
+
+def only_known_parameters(request: Request) -> None:
+    """A misspelt filter must not list everything, nor a misspelt `validate_only` train."""
+    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    found = [
+        FieldError(pointer=f"/query/{name}", code="unknown_parameter", detail=unknown(name, known, "parameter"))
+        for name in request.query_params
+        if name not in known
+    ]
+    if found:
+        raise InvalidParameter("A parameter is not one that this request takes; `errors` says which.", found)
+
 
 _bearer = HTTPBearer(auto_error=False, description="A key made by `secateur keys create`.")
 

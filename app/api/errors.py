@@ -9,8 +9,6 @@ from http import HTTPStatus
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
@@ -18,6 +16,7 @@ from starlette.routing import Match
 from app.api.schemas import Problem
 from app.contract.explain import FieldError
 from app.core.errors import InvalidParameter, Malformed, SecateurError, Unavailable
+from app.db.session import AWAY
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(SecateurError, _domain)
     app.add_exception_handler(RequestValidationError, _parameters)
     app.add_exception_handler(HTTPException, _http)
-    for away in (OperationalError, InterfaceError, PoolTimeout):
+    for away in AWAY:
         app.add_exception_handler(away, _database_away)
     app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(Exception, _unexpected)
@@ -125,9 +124,16 @@ async def _left(request: Request, error: Exception) -> JSONResponse:  # noqa: AR
 
 async def _database_away(request: Request, error: Exception) -> JSONResponse:
     logger.warning("database is away", extra={"error": str(error), "request_id": request.state.request_id})
-    return _of(request, Unavailable("The database does not answer. Nothing was changed: try again in a moment."))
+    hint = "try again in a moment"
+    if request.method not in ("GET", "HEAD"):
+        # It may have been lost on the way back from a commit.
+        hint += "; what you asked for may have been done all the same, so look before you ask again"
+    return _of(request, Unavailable(f"The database does not answer: {hint}."))
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     logger.error("unexpected error", exc_info=error, extra={"request_id": request.state.request_id})
-    return _of(request, SecateurError("Something went wrong on our side; the log has more under this request_id."))
+    answer = _of(request, SecateurError("Something went wrong on our side; the log has more under this request_id."))
+    # Starlette calls this handler outside of all middleware.
+    answer.headers["X-Request-Id"] = request.state.request_id
+    return answer

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 
 import app.api.errors as problems
 from app.api import openapi
-from app.api.deps import Parts
+from app.api.deps import Parts, only_known_parameters
 from app.api.middleware import BodyLimit, RequestContext
 from app.api.routes import artifacts, catalogue, health, jobs
 from app.core.settings import Settings
@@ -54,7 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.routes = []
     for module in (jobs, artifacts, catalogue, health):
-        app.include_router(module.router)
+        app.include_router(module.router, dependencies=[Depends(only_known_parameters)])
         app.state.routes += module.router.routes
     problems.install(app)
     openapi.install(app)

@@ -37,7 +37,9 @@ class Problem(Resource):
 
 class Page(Resource, Generic[T]):
     items: list[T]
-    next_cursor: str | None = Field(description="Pass as `cursor` for the next page; null on the last.")
+    next_cursor: str | None = Field(
+        description="The next page's `cursor` (of events, its `after`); null on the last. `Link` has its address."
+    )
 
 
 class Progress(Resource):

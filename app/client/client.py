@@ -158,13 +158,13 @@ class Client:
                     file.write(chunk)
 
     def _pages(self, path: str, query: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        cursor: dict[str, str] = {}
+        response = self._answer("GET", path, params=query)
         while True:
-            page = _object(self._answer("GET", path, params={**query, **cursor}))
-            yield from page.get("items", ())
-            if not page.get("next_cursor"):
+            yield from _object(response).get("items", ())
+            if "next" not in response.links:
                 return
-            cursor = {"cursor": page["next_cursor"]}
+            # A path below the server's address, which has the query in it.
+            response = self._answer("GET", response.links["next"]["url"])
 
     def _get(self, path: str) -> dict[str, Any]:
         return _object(self._answer("GET", path))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -22,11 +23,16 @@ class FieldError(BaseModel):
 MALFORMED = "json_invalid"
 """The code of the single error of a text that is no JSON at all."""
 
+MOST_ERRORS = 50
+"""More are not told: a document of nothing but unknown fields would make an answer many times its size."""
+
+_QUOTED = re.compile(r"'([^']*)'")
+
 
 def explain(error: ValidationError, adapter: TypeAdapter[Any]) -> list[FieldError]:
-    """One entry an error, in the order found. Never repeats the input's value: it may be huge, or not be UTF-8."""
+    """One entry an error, in the order found. Of the input it repeats no more than the start of an unknown word."""
     schema = adapter.json_schema()
-    errors = [_explain_one(detail, schema) for detail in error.errors(include_url=False, include_input=False)]
+    errors = [_explain_one(detail, schema) for detail in error.errors(include_url=False)[:MOST_ERRORS]]
     # Pydantic counts the lawful entries alone: a list with an unlawful one is then also "too short", which is no news.
     lists = {error.pointer.rpartition("/")[0] for error in errors}
     return [error for error in errors if error.code != "too_short" or error.pointer not in lists]
@@ -36,7 +42,9 @@ def _explain_one(detail: Any, schema: dict[str, Any]) -> FieldError:
     path, parent = _walk(detail["loc"], schema)
     code, text = detail["type"], detail["msg"].removeprefix("Value error, ")
     if code == "extra_forbidden":
-        code, text = "unknown_field", _unknown(str(path[-1]), sorted(parent.get("properties", {})), "field")
+        code, text = "unknown_field", unknown(str(path[-1]), sorted(parent.get("properties", {})), "field")
+    elif code in ("literal_error", "enum") and isinstance(given := detail["input"], str):
+        code, text = "unknown_value", unknown(given, _QUOTED.findall(detail["ctx"]["expected"]), "value")
     elif code in ("union_tag_invalid", "union_tag_not_found"):
         tags = sorted(parent.get("discriminator", {}).get("mapping", {}))
         key = detail["ctx"]["discriminator"].strip("'")
@@ -47,7 +55,7 @@ def _explain_one(detail: Any, schema: dict[str, Any]) -> FieldError:
             if given is None
             else (
                 "unknown_value",
-                _unknown(str(given), tags, "value"),
+                unknown(str(given), tags, "value"),
             )
         )
     elif code in ("too_short", "too_long"):
@@ -55,7 +63,8 @@ def _explain_one(detail: Any, schema: dict[str, Any]) -> FieldError:
     return FieldError(pointer="".join(f"/{_escape(str(step))}" for step in path), code=code, detail=text)
 
 
-def _unknown(given: str, known: list[str], what: str) -> str:
+def unknown(given: str, known: Sequence[str], what: str) -> str:
+    """A sentence about a name that is not among those known, with the one that was most likely meant."""
     shown = given if len(given) <= 64 else given[:61] + "..."
     close = difflib.get_close_matches(given[:64], known, n=1)
     if close:

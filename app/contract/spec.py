@@ -201,6 +201,7 @@ class CompareSpec(JobSpec):
     jobs: Annotated[tuple[JobId, ...], Field(min_length=2, max_length=8, json_schema_extra=UNIQUE), NO_REPEATS]
 
 
+Kind = Literal["train", "prune", "compare"]
 Spec: TypeAlias = Annotated[TrainSpec | PruneSpec | CompareSpec, Field(discriminator="kind")]
 SPEC: TypeAdapter[TrainSpec | PruneSpec | CompareSpec] = TypeAdapter(Spec)
 

@@ -1,12 +1,14 @@
 """The error tree of the light side: facts about the domain, each with its HTTP status and stable code.
 
 SecateurError
-├── Malformed 400 · Unauthenticated 401 · Forbidden 403 · RequestTimeout 408 · PayloadTooLarge 413
+├── Malformed 400: InvalidCursor · Unauthenticated 401 · Forbidden 403 · RequestTimeout 408
+├── PayloadTooLarge 413 · TooDeep 413
 ├── UnsupportedMediaType 415 · RangeBeyondEnd 416
 ├── NotFound 404: JobNotFound, ArtifactNotFound
-├── Conflict 409: JobNotCancellable, JobNotRetryable, SourceNotFinished
-├── InvalidSpec 422 (with one entry a field)
-└── Unavailable 503: ArtifactUnavailable (500 when the bytes no longer match)
+├── Conflict 409: JobNotCancellable, JobNotRetryable, SourceNotFinished, SourceHasNoResult
+├── InvalidSpec 422 (with one entry a field), InvalidParameter 422
+├── ArtifactUnavailable 500 (the bytes no longer match)
+└── Unavailable 503
 """
 
 from __future__ import annotations
@@ -88,7 +90,11 @@ class JobNotRetryable(Conflict):
 
 
 class SourceNotFinished(Conflict):
-    code, title, retryable = "source_not_finished", "A job that this one needs has not succeeded", True
+    code, title, retryable = "source_not_finished", "A job that this one needs has not ended", True
+
+
+class SourceHasNoResult(Conflict):
+    code, title = "source_has_no_result", "A job that this one needs has failed or was cancelled"
 
 
 class RequestTimeout(SecateurError):
@@ -105,6 +111,13 @@ class PayloadTooLarge(SecateurError):
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__(f"The body may have at most {max_bytes} bytes.")
+
+
+class TooDeep(SecateurError):
+    status, code, title = 413, "body_too_deep", "The body is nested too deeply"
+
+    def __init__(self) -> None:
+        super().__init__("No spec is nested deeper than a few levels, and this body is by hundreds.")
 
 
 class RangeBeyondEnd(SecateurError):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from app.contract.explain import MALFORMED, FieldError, explain
+from app.contract.explain import MALFORMED, MOST_ERRORS, FieldError, explain
 from app.contract.spec import (
     JOB_ID_PATTERN,
     SPEC,
@@ -32,7 +32,9 @@ from app.core.errors import (
     JobNotFound,
     JobNotRetryable,
     Malformed,
+    SourceHasNoResult,
     SourceNotFinished,
+    TooDeep,
 )
 from app.core.ids import new_job_id
 from app.db import jobs
@@ -49,10 +51,15 @@ def parse(document: bytes | str) -> AnySpec:
         return parse_spec(document)
     except ValidationError as error:
         found = explain(error, SPEC)
+    if found[0].code == MALFORMED and "recursion limit" in found[0].detail:
+        raise TooDeep
     if found[0].code == MALFORMED:
         raise Malformed(found[0].detail + ". Send one JSON object as UTF-8.")
-    count = "One field" if len(found) == 1 else f"{len(found)} fields"
-    raise InvalidSpec(f"{count} of the spec must be mended; `errors` says which.", found)
+    if len(found) == 1:
+        raise InvalidSpec("One field of the spec must be mended; `errors` says which.", found)
+    if len(found) == MOST_ERRORS:
+        raise InvalidSpec(f"Many fields of the spec must be mended; `errors` has the first {MOST_ERRORS}.", found)
+    raise InvalidSpec(f"{len(found)} fields of the spec must be mended; `errors` says which.", found)
 
 
 class JobPage(NamedTuple):
@@ -107,9 +114,11 @@ def _finished(session: Session, tenant: str, job_id: str, pointer: str) -> Train
     if isinstance(spec, CompareSpec):
         detail = f"{job_id} is a compare job and has no network: name a train or prune job"
         raise InvalidSpec(detail, [FieldError(pointer=pointer, code="source_has_no_network", detail=detail)])
-    if row.status != Status.SUCCEEDED:
-        detail = f"{job_id} is {row.status}; it must have succeeded"
-        raise SourceNotFinished(detail, [FieldError(pointer=pointer, code="source_not_finished", detail=detail)])
+    status = Status(row.status)
+    if status is not Status.SUCCEEDED:
+        refusal = SourceHasNoResult if status.is_terminal else SourceNotFinished
+        detail = f"{job_id} is {status}; it must have succeeded"
+        raise refusal(detail, [FieldError(pointer=pointer, code=refusal.code, detail=detail)])
     return spec
 
 

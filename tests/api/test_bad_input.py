@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from app.local import Stack
-from tests.specs import compare_spec, prune_spec, submit, train_spec
+from tests.specs import Document, compare_spec, prune_spec, submit, train_spec
 
 ABSENT = "job_" + "0" * 32
 
@@ -36,6 +36,14 @@ def queued(idle_http: httpx.Client) -> str:
     return str(submit(idle_http, train_spec())["id"])
 
 
+@pytest.fixture(scope="module")
+def given_up(idle_http: httpx.Client) -> str:
+    """A job that was cancelled."""
+    job = submit(idle_http, train_spec())
+    idle_http.post(job["links"]["cancel"]).raise_for_status()
+    return str(job["id"])
+
+
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
     """The problem document, checked for what every one has."""
     assert answer.headers["Content-Type"] == "application/problem+json", answer.text
@@ -56,8 +64,6 @@ MALFORMED = {
     "not JSON": b"kind: train",
     "not UTF-8": b'{"kind": "\xff"}',
     "lone surrogate": b'{"kind": "train", "display_name": "\\ud800"}',
-    "deep": b'{"a":' * 5_000 + b"1" + b"}" * 5_000,
-    "deep list": b"[" * 100_000,
 }
 
 
@@ -66,6 +72,20 @@ def test_what_is_no_json_is_malformed(idle_http: httpx.Client, body: bytes) -> N
     answer = idle_http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
 
     assert "UTF-8" in problem(answer, 400, "malformed_request")["detail"]
+
+
+@pytest.mark.parametrize("body", [b'{"a":' * 5_000 + b"1" + b"}" * 5_000, b"[" * 100_000], ids=["object", "list"])
+def test_a_deep_body_is_refused(idle_http: httpx.Client, body: bytes) -> None:
+    answer = idle_http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+
+    problem(answer, 413, "body_too_deep")
+
+
+def test_a_body_of_nothing_but_mistakes_has_a_bounded_answer(idle_http: httpx.Client) -> None:
+    answer = idle_http.post("/v1/jobs", json=train_spec(**{f"field{number}": 1 for number in range(5_000)}))
+
+    assert "the first 50" in problem(answer, 422, "invalid_spec")["detail"]
+    assert len(answer.json()["errors"]) == 50
 
 
 def _train(**training: Any) -> dict[str, Any]:
@@ -153,6 +173,13 @@ def test_a_job_that_is_unfinished_cannot_be_built_on(idle_http: httpx.Client, qu
     assert "queued" in body["errors"][0]["detail"]
 
 
+def test_a_job_that_ended_without_a_result_cannot_be_built_on(idle_http: httpx.Client, given_up: str) -> None:
+    body = problem(idle_http.post("/v1/jobs", json=prune_spec(given_up)), 409, "source_has_no_result")
+
+    assert not body["retryable"]
+    assert "cancelled" in body["errors"][0]["detail"]
+
+
 def test_another_tenants_job_looks_like_a_missing_one(
     idle_http: httpx.Client, queued: str, stranger: httpx.Client
 ) -> None:
@@ -183,10 +210,13 @@ def test_another_media_type_is_refused(idle_http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../report.json", "../../../api-key", "..%2f..%2fapi-key", "%2e%2e/%2e%2e/api-key", "%00", "a/b"]
+    "name", ["../1/report.json", "../../../api-key", "..%2f..%2f..%2fapi-key", "%2e%2e/%2e%2e/%2e%2e/api-key", "%00"]
 )
-def test_an_artifacts_name_is_no_path(idle_service: Stack, queued: str, name: str) -> None:
-    status, body = _get_as_it_stands(idle_service, f"/v1/jobs/{queued}/artifacts/{name}")
+def test_an_artifacts_name_is_no_path(service: Stack, trained: Document, name: str) -> None:
+    folder = service.state_dir / "artifacts" / trained["id"] / "1"
+    assert "%" in name or (folder / name).is_file()  # what a careless server would hand out
+
+    status, body = _get_as_it_stands(service, f"/v1/jobs/{trained['id']}/artifacts/{name}")
 
     assert (status, body["code"]) == (404, "artifact_not_found")
 
@@ -213,13 +243,28 @@ def test_a_made_up_cursor_is_refused(idle_http: httpx.Client, cursor: str) -> No
 
 @pytest.mark.parametrize(
     ("parameter", "pointer"),
-    [({"limit": 0}, "/query/limit"), ({"limit": "many"}, "/query/limit"), ({"status": "done"}, "/query/status/0")],
+    [
+        ({"limit": 0}, "/query/limit"),
+        ({"limit": "many"}, "/query/limit"),
+        ({"status": "done"}, "/query/status/0"),
+        ({"kind": "trian"}, "/query/kind/0"),
+        ({"kind": "\0"}, "/query/kind/0"),
+    ],
     ids=str,
 )
 def test_a_wrong_parameter_is_refused(idle_http: httpx.Client, parameter: dict[str, str], pointer: str) -> None:
     body = problem(idle_http.get("/v1/jobs", params=parameter), 422, "invalid_parameter")
 
     assert body["errors"][0]["pointer"] == pointer
+
+
+def test_an_unknown_parameter_is_refused_and_nothing_is_submitted(idle_http: httpx.Client) -> None:
+    answer = idle_http.post("/v1/jobs", params={"validate_onyl": "true"}, json=train_spec())
+    [error] = problem(answer, 422, "invalid_parameter")["errors"]
+    assert (error["pointer"], error["code"]) == ("/query/validate_onyl", "unknown_parameter")
+    assert "did you mean 'validate_only'?" in error["detail"]
+    problem(idle_http.get("/v1/jobs", params={"stauts": "failed"}), 422, "invalid_parameter")
+    problem(idle_http.get("/v1/options", params={"verbose": "1"}), 422, "invalid_parameter")
 
 
 def test_what_does_not_exist_is_a_problem_too(idle_http: httpx.Client) -> None:

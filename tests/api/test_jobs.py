@@ -72,7 +72,12 @@ def test_a_list_can_be_narrowed_by_status_and_kind(newcomer: httpx.Client) -> No
 
 
 def test_a_page_never_has_more_than_a_hundred(newcomer: httpx.Client) -> None:
-    assert newcomer.get("/v1/jobs", params={"limit": 1_000_000}).status_code == 200
+    submitted = [submit(newcomer, train_spec())["id"] for _ in range(101)]
+
+    page = newcomer.get("/v1/jobs", params={"limit": 1_000_000}).json()
+
+    assert _ids(page) == submitted[:0:-1]
+    assert page["next_cursor"] is not None
 
 
 def test_a_queued_job_is_cancelled_at_once_and_only_once(idle_http: httpx.Client) -> None:

@@ -14,6 +14,7 @@ from app.local import Stack
 from app.services.keys import Scope, create_key, revoke_key
 from tests.api.conftest import client_with, sqlalchemy_url
 from tests.specs import submit, train_spec
+from tests.waiting import wait_until
 
 MakeKey = Callable[..., tuple[str, str]]
 
@@ -126,7 +127,7 @@ def test_the_database_holds_no_secret(idle_service: Stack, make_key: MakeKey) ->
 def test_the_log_holds_no_key(idle_service: Stack, idle_http: httpx.Client) -> None:
     idle_http.get("/v1/jobs", headers={"X-Request-Id": "looked-for"})
 
-    log = (idle_service.state_dir / "logs" / "api.log").read_text()
-
-    assert "looked-for" in log
+    path = idle_service.state_dir / "logs" / "api.log"
+    wait_until(lambda: "looked-for" in path.read_text(), timeout=5, what="the request is logged")
+    log = path.read_text()
     assert idle_service.api_key.split("_", 2)[2] not in log

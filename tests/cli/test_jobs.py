@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 import yaml
 
 from app.client import Client
+from app.local import Stack
 from tests.cli.conftest import Secateur
 from tests.specs import Document, submit, train_spec
 
@@ -74,6 +76,19 @@ def test_list_narrows_by_status_and_kind(idle: Secateur, queued: Document, idle_
     assert {job["status"] for job in found} == {"cancelled"}
     assert idle("list", "--kind", "compare", "--json").document() == []
     assert idle("list", "--status", "asleep").code == 3
+
+
+def test_a_log_of_several_pages_is_told_once(idle_client: Client, idle_service: Stack, idle_http: httpx.Client) -> None:
+    job_id = submit(idle_http, train_spec())["id"]
+    with psycopg.connect(idle_service.database_url) as connection:
+        connection.execute(
+            "INSERT INTO job_events (job_id, seq, type, level, attempt, data) "
+            "SELECT %s, seq, 'epoch', 'info', 1, '{}' FROM generate_series(2, 250) AS seq",
+            [job_id],
+        )
+    with idle_client as client:
+        told = [event["seq"] for event, _ in zip(client.events(job_id), range(1_000), strict=False)]
+    assert told == list(range(1, 251))
 
 
 def test_a_list_goes_on_over_its_pages(idle_client: Client, idle_http: httpx.Client) -> None:

@@ -11,7 +11,7 @@ from app.api import resources
 from app.api.deps import PartsDep, ReaderDep, SessionDep, SpecDep, WriterDep
 from app.api.openapi import SPEC_BODY, problems
 from app.api.schemas import Estimate, Event, Job, Page, Validation
-from app.contract.spec import CompareSpec, PruneSpec, TrainSpec
+from app.contract.spec import CompareSpec, Kind, PruneSpec, TrainSpec
 from app.contract.status import Status
 from app.services import jobs
 
@@ -68,7 +68,7 @@ def list_jobs(
     request: Request,
     response: Response,
     status: Annotated[list[Status], Query(description="Repeatable.")] = [],  # noqa: B006 - FastAPI copies it
-    kind: Annotated[list[str], Query(description="Repeatable.")] = [],  # noqa: B006
+    kind: Annotated[list[Kind], Query(description="Repeatable.")] = [],  # noqa: B006
     cursor: str | None = None,
     limit: Limit = 20,
 ) -> Page[Job]:
