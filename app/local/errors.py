@@ -7,7 +7,8 @@ LocalError
 ├── PortTaken             something listens there already
 ├── NotRunning            no stack runs in the folder
 ├── NoRootlessUser        root, and no way to run PostgreSQL as somebody else
-└── ServerDidNotStart     with the last lines of its log
+├── ServerDidNotStart     with the last lines of its log
+└── StartCancelled        the operator wants it to stop before it ran
 """
 
 from __future__ import annotations
@@ -56,3 +57,8 @@ class NoRootlessUser(LocalError):
 class ServerDidNotStart(LocalError):
     def __init__(self, name: str, why: str, log: Path, last_lines: str) -> None:
         super().__init__(f"{name} did not start: {why}\n--- end of {log}\n{last_lines}")
+
+
+class StartCancelled(LocalError):
+    def __init__(self) -> None:
+        super().__init__("it was stopped while it started")

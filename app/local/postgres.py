@@ -72,8 +72,7 @@ def start_postgres(
         cleanup.callback(child.stop)
         child.start()
         child.wait_until_ready(lambda: _answers(sockets), _START_SECONDS, cancelled)
-        if not cancelled():
-            _create_database(sockets)
+        _create_database(sockets)
         yield Server(_url(sockets, DATABASE), child)
 
 
@@ -146,7 +145,13 @@ def _create_cluster(programs: Path, folder: Path, account: _Account, durable: bo
     command = [str(programs / "initdb"), "-D", str(account.own(draft)), "-U", _SUPERUSER]
     command += ["--auth=trust", "--encoding=UTF8", "--no-locale", *([] if durable else ["--no-sync"])]
     done = subprocess.run(  # noqa: S603
-        [*account.prefix, *command], env=_environment(), cwd=folder, capture_output=True, text=True, check=False
+        [*account.prefix, *command],
+        env=_environment(),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,  # or the terminal's Ctrl-C would end it half-way, which looks like a failure
     )
     if done.returncode != 0:
         raise ServerDidNotStart("postgres", "initdb failed", folder, done.stdout + done.stderr)

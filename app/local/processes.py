@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from app.local.errors import ServerDidNotStart
+from app.local.errors import ServerDidNotStart, StartCancelled
 from app.local.folders import write_private
 
 _POLL_SECONDS = 0.02
@@ -123,9 +123,11 @@ class Child:
             return "\n".join(log.read().decode(errors="replace").splitlines()[-count:])
 
     def wait_until_ready(self, ready: Callable[[], bool], seconds: float, cancelled: Callable[[], bool]) -> None:
-        """Poll `ready`. Raise ServerDidNotStart when the process ends or the time does; return early when cancelled."""
+        """Poll `ready`. Raise ServerDidNotStart when the process ends or the time does; StartCancelled when told to."""
         deadline = time.monotonic() + seconds
-        while not cancelled():
+        while True:
+            if cancelled():
+                raise StartCancelled
             if not self.is_running:
                 raise self._did_not_start(f"it ended with exit code {self.exit_code}")
             if ready():

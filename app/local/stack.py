@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 
+from app.core.cores import usable_cores
 from app.core.settings import CLIENT_VARIABLES, PREFIX
 from app.db import attempts
 from app.db.migrate import upgrade
@@ -68,8 +69,8 @@ def stack(
 ) -> Iterator[Stack]:
     """Run the service until the end of the block, restarting what dies; its data stays in `state_dir`.
 
-    `env` adds settings for API and workers. `cancelled` is asked while things start: once true, the rest of the start
-    is hurried through and the caller is expected to leave.
+    `env` adds settings for API and workers. `cancelled` is asked while things start: once true, what has started is
+    stopped and StartCancelled raised.
     """
     port = usable_port(host, port)
     with contextlib.ExitStack() as cleanup:
@@ -129,7 +130,7 @@ def _set_up(database_url: str, folder: Path) -> str:
     with session_scope(url) as session:
         # Its workers have ended, however that came about: what they were at goes on now, not when its leases run out.
         attempts.expire_leases(session)
-    ensure_first_key(database_url, folder / "api-key")
+    ensure_first_key(url, folder / "api-key")
     return (folder / "api-key").read_text().strip()
 
 
@@ -160,17 +161,12 @@ def _api(folder: Path, environment: Mapping[str, str], host: str, port: int) -> 
 
 def _worker(folder: Path, environment: Mapping[str, str], workers: int, number: int) -> Child:
     """One worker with its share of the cores, unless the operator gave it another."""
-    threads = environment.get(PREFIX + "WORKER_THREADS") or str(max(1, _cores() // workers))
+    threads = environment.get(PREFIX + "WORKER_THREADS") or str(max(1, usable_cores() // workers))
     shares = {PREFIX + "WORKER_THREADS": threads, "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", threads)}
     worker = _command(folder, f"worker-{number}", ["worker"], {**environment, **shares}, _WORKER_STOP_SECONDS)
     # A job process that still imports torch dies of the signal; Celery would wait for it. Later it ignores the signal.
     worker.stop_descendants = True
     return worker
-
-
-def _cores() -> int:
-    """Those that we may use, which in a container are fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _command(

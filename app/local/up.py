@@ -14,7 +14,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from app.local.errors import LocalError
+from app.local.errors import LocalError, StartCancelled
 from app.local.stack import Stack, stack
 
 _DEFAULT_URL = "http://127.0.0.1:8000"
@@ -40,6 +40,8 @@ def up(host: str, port: int, workers: int, state_dir: Path, data_dir: Path | Non
     try:
         with _stop_request() as stop:
             _run(console, stop, host=host, port=port, workers=workers, state_dir=state_dir, data_dir=data_dir)
+    except StartCancelled:
+        console.print(f"Stopped before it ran. The data stays in {state_dir}.")
     except LocalError as error:
         console.print(f"Cannot start: {error}", style="red")
         sys.exit(1)
@@ -65,8 +67,7 @@ def _run(
         notify=lambda text: console.print(text, style="yellow"),
         cancelled=stop,
     ) as running:
-        if not stop():
-            _announce(console, running, state_dir)
+        _announce(console, running, state_dir)
         while not stop():
             time.sleep(0.1)
         console.print("Stopping …", style="dim")

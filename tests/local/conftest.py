@@ -49,18 +49,25 @@ class Up:
 
 
 @contextmanager
-def running_up(state_dir: Path, output: Path) -> Iterator[Up]:
-    """`secateur up` on `state_dir`, once it has told that it runs."""
+def starting_up(state_dir: Path, output: Path) -> Iterator[Up]:
+    """`secateur up` on `state_dir`, as soon as there is a process."""
     command = [sys.executable, "-m", "app.cli", "up", "--port", "0", "--state-dir", str(state_dir)]
     with output.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-    up = Up(process, output)
     try:
-        wait_until(lambda: "is running" in up.text or process.poll(), timeout=60, what="up is running")
-        assert process.poll() is None, up.text
-        yield up
+        yield Up(process, output)
     finally:
         _clean(process)
+
+
+@contextmanager
+def running_up(state_dir: Path, output: Path) -> Iterator[Up]:
+    """The same, once it has told that it runs."""
+    with starting_up(state_dir, output) as up:
+        # The last line of what it tells: the first may be read before the others are written.
+        wait_until(lambda: "\nSubmit " in up.text or up.process.poll(), timeout=60, what="up is running")
+        assert up.process.poll() is None, up.text
+        yield up
 
 
 def _clean(process: subprocess.Popen[bytes]) -> None:

@@ -9,9 +9,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import psutil
+import pytest
 
 from app.local import Stack
-from tests.local.conftest import all_gone, refused_up, running_up
+from tests.local.conftest import all_gone, refused_up, running_up, starting_up
 from tests.specs import ended, submit, train_spec
 from tests.waiting import wait_until
 
@@ -31,6 +32,16 @@ def test_ctrl_c_stops_all_of_it_while_a_worker_still_starts(state_dir: Path, tmp
         assert up.text.splitlines()[-2:] == ["Stopping …", f"Stopped. The data stays in {state_dir}."]
         assert "Warning" not in up.text
     assert not list((state_dir / "processes").iterdir())
+
+
+@pytest.mark.parametrize("begun", ["postgres/lock", "broker/lock", "processes/api.json"])
+def test_ctrl_c_while_it_starts_stops_it_cleanly(state_dir: Path, tmp_path: Path, begun: str) -> None:
+    with starting_up(state_dir, tmp_path / "output") as up:
+        wait_until(lambda: (state_dir / begun).exists(), timeout=60, what=f"{begun} is there")
+        family = up.family()
+        assert up.end(signal.SIGINT) == 0, up.text
+        assert all_gone(family)
+    assert up.text.splitlines()[-1] == f"Stopped before it ran. The data stays in {state_dir}."
 
 
 def test_after_a_kill_the_next_start_ends_what_is_left_and_finds_all_again(state_dir: Path, tmp_path: Path) -> None:
