@@ -155,6 +155,8 @@ class Resume(_Document):
 
     attempt: int = Field(description="The attempt that went on.")
     step: int = Field(description="Training steps that it did not have to do again.")
+    device_name: str = Field(description="Where the checkpoint was written. On another device the bits may differ.")
+    torch: str = Field(description="The version that wrote the checkpoint; likewise.")
 
 
 class Receipt(_Document):

@@ -112,6 +112,11 @@ def test_without_a_folder_the_way_out_is_told() -> None:
         DatasetStore(None).load(DatasetName.MNIST)
 
 
+def test_a_folder_that_cannot_be_read_is_told_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(DatasetUnavailable, match=r"cannot be read \(File name too long\)"):
+        DatasetStore(tmp_path / ("x" * 300)).load(DatasetName.MNIST)
+
+
 def test_a_broken_file_is_named(folder: Path) -> None:
     (folder / "MNIST/raw/train-images-idx3-ubyte").write_bytes(b"<html>not found</html>")
 

@@ -60,7 +60,7 @@ def test_a_report_can_be_recounted_from_the_checkpoints(request: pytest.FixtureR
         assert tensor.emptied == bool(before.any() and not after.any())
     total = run.report.total
     assert total.nonzero_after == sum(int((model[name] != 0).sum()) for name in PARAMETER_NAMES)
-    assert total.sparsity == 1 - total.nonzero_after / total.parameters
+    assert total.sparsity == (total.parameters - total.nonzero_after) / total.parameters
 
 
 def test_l1_empties_tensors_and_the_report_names_them(l1: Run) -> None:

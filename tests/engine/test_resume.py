@@ -96,7 +96,8 @@ def test_it_goes_on_from_any_step_to_the_same_bits(whole: Path, tmp_path: Path, 
     assert _same(tmp_path / "resumed", whole)
     assert [done for done, _, unit in resumed.steps if unit == "steps"] == list(range(step + 1, 3 * STEPS + 1))
     receipt = json.loads((tmp_path / "resumed" / "manifest.json").read_text())["receipt"]
-    assert (receipt["attempt"], receipt["resumes"]) == (2, [{"attempt": 2, "step": step}])
+    told = {"device_name": receipt["device_name"], "torch": torch.__version__}
+    assert (receipt["attempt"], receipt["resumes"]) == (2, [{"attempt": 2, "step": step, **told}])
 
 
 def test_it_goes_on_again_and_again(whole: Path, tmp_path: Path) -> None:
@@ -106,7 +107,21 @@ def test_it_goes_on_again_and_again(whole: Path, tmp_path: Path) -> None:
 
     assert _same(tmp_path / "resumed", whole)
     receipt = json.loads((tmp_path / "resumed" / "manifest.json").read_text())["receipt"]
-    assert receipt["resumes"] == [{"attempt": 2, "step": 10}, {"attempt": 5, "step": 25}]
+    assert [(each["attempt"], each["step"]) for each in receipt["resumes"]] == [(2, 10), (5, 25)]
+
+
+def test_it_goes_on_with_as_many_threads_as_it_began_with(whole: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    checkpoints = _interrupted(tmp_path, 10)
+    torch.set_num_threads(before + 1)
+    try:
+        _run(tmp_path / "resumed", Listener(), Recovery(2, checkpoints))
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+    assert _same(tmp_path / "resumed", whole)
+    assert json.loads((tmp_path / "resumed" / "manifest.json").read_text())["receipt"]["threads"] == before
 
 
 def _truncated(path: Path) -> None:

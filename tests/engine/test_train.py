@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -132,13 +133,22 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 def _in_a_process_of_its_own(spec: Document, folder: Path) -> dict[str, bytes]:
-    # As many threads as here: sums come out in another order with more.
     command = [sys.executable, "-c", SCRIPT, json.dumps(spec), str(folder), str(torch.get_num_threads())]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return _files(folder)
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Sums come out in another order with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 def test_the_same_spec_and_seed_give_the_same_files_bit_for_bit_in_any_process(tmp_path: Path) -> None:
     here = _files(run(_spec(seed=3), tmp_path / "here").folder)
 

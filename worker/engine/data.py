@@ -100,9 +100,15 @@ class DatasetStore:
                 f"with {_expected()}, or choose the data set 'digits'"
             )
         folder = self._root / info.folder
-        if self._download and _missing(folder):
-            _fetch(info, self._root)
-        return _read(info, folder)
+        try:
+            if self._download and _missing(folder):
+                _fetch(info, self._root)
+            return _read(info, folder)
+        except OSError as error:
+            raise DatasetUnavailable(
+                f"{info.name}: {folder} cannot be read ({error.strerror}): let the worker's user read it and "
+                f"{_expected()} in it"
+            ) from error
 
 
 def _read(info: DatasetInfo, folder: Path) -> Arrays:

@@ -12,7 +12,7 @@ from app.contract.report import Accuracy
 from worker.engine.errors import NonFiniteLoss
 from worker.engine.observer import Observer
 
-_BATCH = 500
+BATCH = 500
 
 
 @torch.no_grad()
@@ -21,10 +21,10 @@ def evaluate(network: nn.Module, images: Tensor, labels: Tensor, observer: Obser
     network.eval()
     correct = torch.zeros((), dtype=torch.int64, device=images.device)
     loss = torch.zeros((), dtype=torch.float64, device=images.device)
-    starts = range(0, len(labels), _BATCH)
+    starts = range(0, len(labels), BATCH)
     for done, start in enumerate(starts, start=1):
-        wanted = labels[start : start + _BATCH]
-        logits = network(images[start : start + _BATCH])
+        wanted = labels[start : start + BATCH]
+        logits = network(images[start : start + BATCH])
         correct += (logits.argmax(dim=1) == wanted).sum()
         loss += functional.cross_entropy(logits, wanted, reduction="sum").double()
         observer.advance(done, len(starts), "batches")

@@ -101,9 +101,12 @@ def _train(spec: TrainSpec, stage: _Stage) -> NetworkResult:
     images, labels = dataset.train_images.to(stage.device), dataset.train_labels.to(stage.device)
     resumed = stage.recovery.latest(dataset.sha256)
     resumes = stage.recovery.resumes(resumed, math.ceil(len(labels) / spec.training.batch_size))
-    if resumes:
+    if resumed is not None:
         stage.observer.record("resumed", {"step": resumes[-1].step})
-    origin = Origin(dataset.sha256, resumes)
+        torch.set_num_threads(resumed.origin.threads)  # with more or fewer, sums come out in another order
+    origin = Origin(
+        dataset.sha256, resumes, device.name_of(stage.device), torch.get_num_threads(), str(torch.__version__)
+    )
     history = train(network, images, labels, spec.training, spec.regularization, stage.observer, origin, resumed)
     return _conclude(spec, _Candidate(spec.model, network, dataset, history, read, resumes), stage)
 
@@ -113,6 +116,7 @@ def _prune(spec: PruneSpec, stage: _Stage) -> NetworkResult:
         raise ValueError("the prune spec is not resolved: its dataset is still to be taken from the source")
     dataset = _load_data(spec.dataset.name, stage)
     model, state, read = _read_checkpoint(spec.source, stage.inputs, None)
+    refuse_what_does_not_fit(model, None, stage.device, stage.out)
     network = Cnn(model.channels, model.hidden).to(stage.device)
     network.load_state_dict(state)
     return _conclude(spec, _Candidate(model, network, dataset, None, read), stage)

@@ -13,6 +13,7 @@ import torch
 
 from app.contract.network import POOLED
 from app.contract.spec import ModelSpec
+from worker.engine import evaluate
 from worker.engine.errors import DiskFull, OutOfMemory
 
 FLOAT = 4
@@ -30,8 +31,9 @@ DISK_RESERVE = 32 << 20
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def refuse_what_does_not_fit(model: ModelSpec, batch_size: int, device: torch.device, out: Path) -> None:
-    """Raises OutOfMemory or DiskFull, with what is needed and what is free."""
+def refuse_what_does_not_fit(model: ModelSpec, batch_size: int | None, device: torch.device, out: Path) -> None:
+    """Of a training in such batches, or of a run without one. Raises OutOfMemory or DiskFull, with what is needed and
+    what is free."""
     needed, free = memory_needed(model, batch_size), memory_free(device)
     if needed > free:
         place = "GPU" if device.type == "cuda" else "worker"
@@ -47,15 +49,17 @@ def refuse_what_does_not_fit(model: ModelSpec, batch_size: int, device: torch.de
         )
 
 
-def memory_needed(model: ModelSpec, batch_size: int) -> int:
-    """Bytes, roughly: every activation of a batch is kept for the backward pass, and one layer's gradients beside."""
+def memory_needed(model: ModelSpec, batch_size: int | None) -> int:
+    """Bytes, roughly. In training, every activation of a batch is kept for the backward pass, one layer's gradients
+    beside; in evaluation, with which every run ends, one layer's input and output."""
     side, activations, largest = 28, 0, 0
     for channels, pooled in zip(model.channels, POOLED, strict=True):
         plane = channels * side * side
         side = side // 2 if pooled else side
         layer = 3 * plane + channels * side * side  # convolution, normalization, rectifier, and what goes on
         activations, largest = activations + layer, max(largest, 2 * plane)
-    return OVERHEAD + FLOAT * (COPIES * model.parameters + batch_size * (activations + largest + model.hidden))
+    training = (batch_size or 0) * (activations + largest + model.hidden)
+    return OVERHEAD + FLOAT * (COPIES * model.parameters + max(training, evaluate.BATCH * largest))
 
 
 def memory_free(device: torch.device) -> int:

@@ -23,6 +23,9 @@ class Origin:
 
     dataset_sha256: str = ""
     resumes: tuple[Resume, ...] = ()
+    device_name: str = ""
+    threads: int = 1
+    torch: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,7 @@ class TrainingState:
         document = {field.name: getattr(self, field.name) for field in fields(self)}
         document["history"] = [each.model_dump(mode="json") for each in self.history]
         resumes = [each.model_dump(mode="json") for each in self.origin.resumes]
-        document["origin"] = {"dataset_sha256": self.origin.dataset_sha256, "resumes": resumes}
+        document["origin"] = {**vars(self.origin), "resumes": resumes}
         buffer = io.BytesIO()
         torch.save({"version": VERSION, **document}, buffer)
         return buffer.getvalue()
@@ -76,7 +79,9 @@ class Recovery:
         """What the receipt tells once this attempt has gone on from `state`."""
         if state is None:
             return ()
-        return (*state.origin.resumes, Resume(attempt=self.attempt, step=state.epoch * steps_an_epoch + state.step))
+        origin, step = state.origin, state.epoch * steps_an_epoch + state.step
+        last = Resume(attempt=self.attempt, step=step, device_name=origin.device_name, torch=origin.torch)
+        return (*origin.resumes, last)
 
 
 def load(path: Path) -> TrainingState:
@@ -86,9 +91,8 @@ def load(path: Path) -> TrainingState:
         if document.pop("version") != VERSION:
             raise InvalidCheckpoint(f"{path.name} is of another version of this service")
         document["history"] = tuple(EpochMetrics(**each) for each in document["history"])
-        origin = document["origin"]
-        resumes = tuple(Resume(**each) for each in origin["resumes"])
-        document["origin"] = Origin(origin["dataset_sha256"], resumes)
+        resumes = tuple(Resume(**each) for each in document["origin"]["resumes"])
+        document["origin"] = Origin(**{**document["origin"], "resumes": resumes})
         return TrainingState(**document)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidCheckpoint(f"{path.name} is no state of a training: {error}") from error

@@ -28,16 +28,18 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
-    """Deterministic kernels; the previous state returns afterwards.
+    """Deterministic kernels; the previous state, and number of threads, returns afterwards.
 
     On the CPU the same input gives the same bits (same machine, versions and threads). On CUDA cuDNN is held to
     deterministic convolutions without TF32, but PyTorch's max pooling adds gradients in any order: equal to rounding.
     """
     strict = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    threads = torch.get_num_threads()
     torch.use_deterministic_algorithms(device.type == "cpu")
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             yield
     finally:
+        torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict, warn_only=warn_only)
