@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -33,8 +34,9 @@ class ArtifactStore(Protocol):
     def checkpoints(self, job_id: str) -> Path:
         """The folder of the job's training checkpoints: there from the first `stage` until `tidy`."""
 
-    def tidy(self, job_id: str, attempt: int | None, *, keep_checkpoints: bool) -> None:
-        """Remove all that is left of a job but what `attempt` published, and perhaps its training checkpoints."""
+    def tidy(self, job_id: str, attempt: int | None, checkpoints: Collection[str]) -> None:
+        """Remove all that is left of a job but what `attempt` published and the training checkpoints named. Raises
+        OSError when something is left all the same."""
 
 
 class LocalStore:
@@ -71,22 +73,37 @@ class LocalStore:
         shutil.rmtree(self._staging(job_id, attempt), ignore_errors=True)
         shutil.rmtree(self.folder(job_id, attempt), ignore_errors=True)
 
-    def tidy(self, job_id: str, attempt: int | None, *, keep_checkpoints: bool) -> None:
-        job = self._root / job_id
-        kept = {str(attempt)} | ({".checkpoints"} if keep_checkpoints else set())
-        for path in job.iterdir() if job.is_dir() else ():
-            if path.name not in kept:
-                shutil.rmtree(path)
+    def tidy(self, job_id: str, attempt: int | None, checkpoints: Collection[str]) -> None:
+        job, folder = self._root / job_id, self.checkpoints(job_id)
+        if checkpoints:
+            _remove_all_but(folder, set(checkpoints))
+        _remove_all_but(job, {str(attempt)} | ({folder.name} if checkpoints else set()))
         if job.is_dir() and not any(job.iterdir()):
             job.rmdir()
+
+
+def _remove_all_but(folder: Path, kept: set[str]) -> None:
+    """Whatever somebody else removes meanwhile is gone as well. Raises OSError when something cannot be removed."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name in kept:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        if path.exists():
+            raise OSError(f"{path} could not be removed")
 
 
 def write_durably(path: Path, content: bytes) -> None:
     """Write a file that after this returns survives a power cut, and before that is not there. Its folder must be."""
     draft = path.with_name(f".{path.name}.partial")
-    draft.write_bytes(content)
-    _sync(draft)
-    draft.replace(path)
+    try:
+        draft.write_bytes(content)
+        _sync(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)  # on a full disk, others need its room
     _sync(path.parent)
 
 

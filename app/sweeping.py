@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
+from itertools import takewhile
 
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.db import sweep, workers
+from app.db.session import AWAY
 from app.queue import Queue
 from app.storage import ArtifactStore
 
@@ -47,17 +48,26 @@ class Round:
             if broker.is_new:
                 logger.warning("the broker is new or was emptied", extra={"queued": sweep.make_all_due(session)})
             due = sweep.due_messages(session)
-        if all(self.queue.wake(job_id) for job_id in due) and broker.is_new:
+        sent = list(takewhile(self.queue.wake, due))
+        if len(sent) < len(due):
+            with self.sessions.begin() as session:
+                sweep.make_due(session, due[len(sent) :])
+        elif broker.is_new:
             # Last: had this process died before, another would have sent them all again.
             self.queue.mark()
 
     def _tidy(self) -> None:
         with self.sessions.begin() as session:
-            for ended in sweep.untidied(session):
-                try:
-                    self.store.tidy(ended.job_id, ended.attempt, keep_checkpoints=ended.keeps_checkpoints)
-                except OSError as error:
-                    logger.warning("could not tidy", extra={"job_id": ended.job_id, "error": str(error)})
+            if found := sweep.untidied(session):
+                sweep.tidied(session, [ended.job_id for ended in found if self._is_tidy(ended)])
+
+    def _is_tidy(self, ended: sweep.Ended) -> bool:
+        try:
+            self.store.tidy(ended.job_id, ended.attempt, ended.checkpoints)
+        except OSError as error:
+            logger.warning("could not tidy, will try again", extra={"job_id": ended.job_id, "error": str(error)})
+            return False
+        return True
 
 
 class Sweeper:
@@ -91,7 +101,7 @@ class Sweeper:
     def _sweep(self) -> None:
         try:
             self._round.run()
-        except OperationalError as error:
-            logger.warning("sweep failed, will try again", extra={"error": str(error.orig)})
+        except AWAY as error:
+            logger.warning("sweep failed, will try again", extra={"error": str(error)})
         except Exception:  # a sweeper that died unseen would leave every stuck job stuck
             logger.exception("sweep failed, will try again")

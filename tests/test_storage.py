@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -65,22 +66,24 @@ def test_a_discarded_attempt_leaves_nothing_and_may_be_discarded_again(store: Lo
 
 
 @pytest.mark.parametrize(
-    ("published", "keep_checkpoints", "left"),
-    [(1, False, ["1"]), (2, False, ["2"]), (None, True, [".checkpoints"]), (None, False, [])],
+    ("published", "checkpoints", "left"),
+    [(1, (), ["1"]), (2, (), ["2"]), (None, ("3-2.pt",), [".checkpoints"]), (None, (), [])],
 )
 def test_of_an_ended_job_only_what_counts_is_kept(
-    store: LocalStore, published: int | None, keep_checkpoints: bool, left: list[str]
+    store: LocalStore, published: int | None, checkpoints: Collection[str], left: list[str]
 ) -> None:
     for attempt in (1, 2):
         (store.stage(JOB, attempt) / "a").write_text("x")
         store.publish(JOB, attempt)
     (store.stage(JOB, 3) / "half").write_text("x")
-    (store.checkpoints(JOB) / "3-1.pt").write_text("x")
+    for name in ("3-1.pt", "3-2.pt", ".3-3.pt.partial"):
+        (store.checkpoints(JOB) / name).write_text("x")
 
     for _ in range(2):
-        store.tidy(JOB, published, keep_checkpoints=keep_checkpoints)
+        store.tidy(JOB, published, checkpoints)
 
         assert _entries(store) == left
+        assert [path.name for path in store.checkpoints(JOB).glob("*")] == list(checkpoints)
         assert store.folder(JOB, 1).parent.exists() == bool(left)
 
 

@@ -39,6 +39,10 @@ class Fenced(AttemptStopped):
     """The attempt has lost the job: another one owns it now, or it has ended. Nothing may be written any more."""
 
 
+class OutOfTouch(AttemptStopped):
+    """No beat for most of the lease: the database is away, and by its return somebody else may have the job."""
+
+
 class Unstored(NamedTuple):
     """What no beat has stored: it goes with the last write."""
 
@@ -47,25 +51,29 @@ class Unstored(NamedTuple):
 
 
 class Heart:
-    """Beats from `start` to `stop`. The run reports to it and asks `check` whether to go on."""
+    """Beats from `start` to `stop`. The run reports to it and asks `check` whether to go on.
+
+    `checkpoints` are those of the claim that are whole, in `folder`, where the run puts its own.
+    """
 
     def __init__(
         self,
         sessions: sessionmaker[Session],
         claim: Claim,
-        checkpoints: Path,
+        folder: Path,
+        checkpoints: Sequence[Checkpoint],
         *,
         beat_seconds: float,
         lease_seconds: float,
     ) -> None:
-        self._sessions, self._claim, self._folder = sessions, claim, checkpoints
+        self._sessions, self._claim, self._folder = sessions, claim, folder
         self._beat_seconds, self._lease_seconds = beat_seconds, lease_seconds
         self._lock = threading.Lock()
         self._phase: str = Phase.PREPARING_DATA
         self._progress: Mapping[str, Any] | None = None
         self._events: list[NewEvent] = []
         self._stored: Sequence[Checkpoint] = claim.checkpoints
-        self._checkpoints: Sequence[Checkpoint] = claim.checkpoints
+        self._checkpoints = checkpoints
         self._status: Status | None = Status.RUNNING
         self._last_beat = time.monotonic()
         self._stopping = threading.Event()
@@ -109,7 +117,7 @@ class Heart:
         if self._status is not Status.RUNNING:
             raise Fenced
         if time.monotonic() - self._last_beat > GIVE_UP * self._lease_seconds:
-            raise Fenced
+            raise OutOfTouch
 
     def _run(self) -> None:
         while not self._stopping.wait(self._beat_seconds):

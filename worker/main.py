@@ -88,8 +88,10 @@ def oversee(sender: Any, **_: object) -> None:
 
 def _consumer(worker: Any) -> Consumer:
     def job_processes() -> list[int]:
-        pool = getattr(worker, "pool", None)  # not there yet while Celery starts
-        return list(pool.info["processes"]) if pool is not None else []
+        try:
+            return [pid for pid in worker.pool.info["processes"] if pid is not None]
+        except AttributeError:  # while Celery starts there is no pool yet
+            return []
 
     return Consumer(
         job_processes=job_processes,

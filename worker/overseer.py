@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.contract.status import Status
 from app.db import attempts, workers
+from app.db.session import AWAY
 from app.queue import Queue
 from app.sweeping import Sweeper
 from worker import identity
@@ -26,7 +26,10 @@ LOOK_SECONDS = 1.0
 KILL_AFTER_SECONDS = 2.0
 """From the polite signal to SIGKILL."""
 
-EXIT_CODE = 70  # EX_SOFTWARE
+START_SECONDS = 60.0
+"""A message may have been fetched for a job process that still imports torch."""
+
+EXIT_CODE = os.EX_SOFTWARE
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ class Overseer:
     ) -> None:
         self._sessions, self._queue, self._sweeper, self._consumer = sessions, queue, sweeper, consumer
         self._polite, self._forceful = _Patience(grace_seconds), _Patience(grace_seconds + KILL_AFTER_SECONDS)
-        self._watchdog = _Patience(watchdog_seconds)
+        self._idle, self._stuck = _Patience(watchdog_seconds), _Patience(2 * watchdog_seconds + START_SECONDS)
+        self._asked: str | None = None
         self._pids: tuple[int, ...] = ()
         self._wake = threading.Event()
         self._stopping = False
@@ -92,20 +96,21 @@ class Overseer:
             self._wake.clear()
             try:
                 self._look()
-            except SQLAlchemyError as error:
+            except AWAY as error:
                 logger.warning("could not look after the job process", extra={"error": str(error)})
+            except Exception:  # an overseer that died unseen would leave its worker to itself
+                logger.exception("could not look after the job process")
 
     def _look(self) -> None:
-        if self._watchdog.is_over(self._waiting_in_vain()):
-            self._end_worker()
         with self._sessions.begin() as session:
+            # In this order: a process that is there has got its leases since the look at them, never lost them.
+            leases = attempts.leases(session, identity.worker_id())
             pids = tuple(self._consumer.job_processes())
             if pids != self._pids:
                 # A new job process is at nothing until it says so; what the last one was at is not held against it.
                 workers.idle(session, identity.worker_id())
                 self._pids = pids
             job_id = workers.working_on(session, identity.worker_id())
-            leases = attempts.leases(session, identity.worker_id() + "/")
             living = {identity.owner(pid) for pid in pids}
             lost = [lease for lease in leases if lease.owner not in living]
             for lease in lost:
@@ -114,33 +119,38 @@ class Overseer:
         if lost:
             self._sweeper.wake()
         wanted = {lease.job_id for lease in leases if lease.status == Status.RUNNING}
-        self._escalate(job_id if job_id not in wanted else None)
+        self._escalate(job_id if job_id not in wanted else None, pids)
+        self._watch(has_lease=bool(leases), pids=pids)
 
-    def _escalate(self, unwanted: str | None) -> None:
+    def _escalate(self, unwanted: str | None, pids: Sequence[int]) -> None:
         """End a job process that goes on with a job which was cancelled, or taken from it, and does not notice."""
-        if self._forceful.is_over(unwanted):
-            self._signal(signal.SIGKILL, unwanted)
-        elif self._polite.is_over(unwanted):
-            # What Celery itself ends a job process with, see REMAP_SIGTERM: the attempt gets SystemExit.
-            self._signal(signal.SIGQUIT, unwanted)
+        polite, forceful = self._polite.is_over(unwanted), self._forceful.is_over(unwanted)
+        if forceful:
+            self._signal(signal.SIGKILL, unwanted, pids)
+        elif polite and self._asked != unwanted:
+            # What Celery itself ends a job process with, see REMAP_SIGTERM: the attempt gets SystemExit. Once: a second
+            # one would end it amid its last write.
+            self._signal(signal.SIGQUIT, unwanted, pids)
+        self._asked = unwanted if polite else None
 
-    def _signal(self, number: signal.Signals, job_id: str | None) -> None:
-        for pid in self._consumer.job_processes():
+    def _signal(self, number: signal.Signals, job_id: str | None, pids: Sequence[int]) -> None:
+        for pid in pids:
             logger.warning("ending the job process", extra={"job_id": job_id, "signal": number.name, "pid": pid})
             try:
                 os.kill(pid, number)
             except ProcessLookupError:
                 continue
 
-    def _waiting_in_vain(self) -> int | None:
-        """Something, the same for as long as messages wait, this worker is idle, and it takes none."""
-        if self._consumer.is_busy():
-            return None
-        broker = self._queue.look()
-        return self._consumer.tasks_taken() if broker and broker.waiting else None
+    def _watch(self, *, has_lease: bool, pids: Sequence[int]) -> None:
+        """End the worker when messages wait and it takes none: it has no task, or one that is no job's attempt."""
+        broker = None if has_lease else self._queue.look()
+        taken = self._consumer.tasks_taken() if broker and broker.waiting else None
+        busy = self._consumer.is_busy()
+        if self._idle.is_over(None if busy else taken) or self._stuck.is_over(taken if busy else None):
+            self._end_worker(pids)
 
-    def _end_worker(self) -> None:
+    def _end_worker(self, pids: Sequence[int]) -> None:
         logger.critical("messages wait and this worker takes none: ending it")
-        self._signal(signal.SIGKILL, None)
+        self._signal(signal.SIGKILL, None, pids)
         # The main thread may hang anywhere: nothing of it can be relied upon to end.
         os._exit(EXIT_CODE)

@@ -6,8 +6,10 @@ import os
 
 import torch
 
+from app.core.cores import usable_cores
 from app.core.settings import Settings
 from app.db.session import make_engine, make_sessions
+from app.queue import Queue, make_celery
 from app.storage import LocalStore
 from worker import identity
 from worker.engine import device
@@ -24,10 +26,11 @@ class JobProcess:
     """One job at a time, in a process of its own."""
 
     def __init__(self, settings: Settings) -> None:
-        threads = settings.worker_threads or os.cpu_count() or 1
+        threads = settings.worker_threads or usable_cores()
         torch.set_num_threads(threads)
         self._engine = make_engine(settings.sqlalchemy_url, pool_size=POOL_SIZE)
         sessions = make_sessions(self._engine)
+        self._queue = Queue(make_celery(settings.redis_url.get_secret_value()))
         owner = identity.owner(os.getpid())
         self._runtime = Runtime(
             owner=owner,
@@ -37,6 +40,7 @@ class JobProcess:
             heartbeat_seconds=settings.heartbeat_seconds,
             lease_seconds=settings.lease_seconds,
             checkpoint_seconds=settings.checkpoint_seconds,
+            wake=self._queue.wake,
         )
         chosen = device.choose("auto")
         described = Identity(identity.worker_id(), chosen.type, device.name_of(chosen), threads, versions())
@@ -52,4 +56,5 @@ class JobProcess:
 
     def close(self) -> None:
         self._presence.stop()
+        self._queue.close()
         self._engine.dispose()

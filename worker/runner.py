@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import JsonValue
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.contract.artifacts import ARTIFACTS
@@ -22,14 +22,16 @@ from app.contract.spec import CheckpointRef, CompareSpec, PruneSpec, TrainSpec, 
 from app.contract.status import Phase, Status
 from app.db import attempts, jobs
 from app.db.attempts import Checkpoint, Claim, NewArtifact
+from app.db.models import ArtifactRow
 from app.db.moves import NewEvent
+from app.db.session import AWAY
 from app.storage import ArtifactStore, is_intact, sha256_of, write_durably
 from worker.engine import pipeline
 from worker.engine.data import DatasetStore
 from worker.engine.errors import EngineError, InvalidInput, translated
 from worker.engine.observer import Observer
 from worker.engine.resume import Recovery, TrainingState
-from worker.heart import KEPT_CHECKPOINTS, AttemptStopped, CancelRequested, Heart
+from worker.heart import KEPT_CHECKPOINTS, AttemptStopped, CancelRequested, Heart, OutOfTouch
 from worker.recent import RecentLog
 
 logger = logging.getLogger(__name__)
@@ -50,12 +52,13 @@ class Runtime:
     heartbeat_seconds: float
     lease_seconds: float
     checkpoint_seconds: float
+    wake: Callable[[str], object]
+    """Tells another worker that a job waits."""
 
 
 def run_job(job_id: str, runtime: Runtime) -> None:
     """Run a job to its end, unless it is not to be had: taken, ended, unknown. Then there is nothing to do."""
-    with runtime.sessions.begin() as session:
-        claim = attempts.claim(session, job_id, owner=runtime.owner, lease_seconds=runtime.lease_seconds)
+    claim = _claim(job_id, runtime)
     if claim is None:
         logger.info("nothing to claim", extra={"job_id": job_id})
         return
@@ -64,15 +67,28 @@ def run_job(job_id: str, runtime: Runtime) -> None:
     logger.info("attempt ended", extra={"job_id": job_id, "attempt": claim.attempt, "outcome": outcome})
 
 
+def _claim(job_id: str, runtime: Runtime) -> Claim | None:
+    """Waits for a database that is away: the message is gone with this call, and the next one may be an hour off."""
+    while True:
+        try:
+            with runtime.sessions.begin() as session:
+                return attempts.claim(session, job_id, owner=runtime.owner, lease_seconds=runtime.lease_seconds)
+        except AWAY as error:
+            logger.warning("claim failed, will try again", extra={"job_id": job_id, "error": str(error)})
+            time.sleep(runtime.heartbeat_seconds)
+
+
 class _Attempt:
     """What one claim leads to."""
 
     def __init__(self, claim: Claim, runtime: Runtime) -> None:
         self._claim, self._runtime = claim, runtime
-        self._checkpoints = runtime.store.checkpoints(claim.job_id)
+        self._folder = runtime.store.checkpoints(claim.job_id)
+        self._checkpoints = [each for each in claim.checkpoints if self._is_whole(each)]
         self._heart = Heart(
             runtime.sessions,
             claim,
+            self._folder,
             self._checkpoints,
             beat_seconds=runtime.heartbeat_seconds,
             lease_seconds=runtime.lease_seconds,
@@ -83,7 +99,14 @@ class _Attempt:
         """Returns the job's status after it, or why this attempt has no say any more."""
         self._heart.start()
         with self._log.listening():
-            return self._run()
+            try:
+                return self._run()
+            except SystemExit:
+                # The worker is shutting down. Celery repeats its signal half a second after the first one, and the
+                # second would end the process amid its last write.
+                signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+                self._hand_back()
+                raise
 
     def _run(self) -> str:
         try:
@@ -91,14 +114,12 @@ class _Attempt:
             return self._finish(attempts.succeed, result=result.model_dump(mode="json"), files=files)
         except CancelRequested:
             return self._finish(attempts.cancelled)
+        except (OutOfTouch, *AWAY):
+            return self._hand_back()
         except AttemptStopped:
             return self._finish(None)
         except EngineError as error:
             return self._fail(error.code, str(error))
-        except SystemExit:
-            # The worker is shutting down: hand the job back at once instead of letting its lease run out.
-            self._hand_back()
-            raise
         except Exception as error:
             logger.exception("attempt failed on a bug", extra={"job_id": self._claim.job_id})
             message = f"An unexpected {type(error).__name__} in the worker; its log has the rest under this job's id."
@@ -113,10 +134,10 @@ class _Attempt:
         result = pipeline.run(
             spec,
             datasets=self._runtime.datasets,
-            inputs=_inputs(spec, claim.tenant, self._runtime),
+            inputs=self._inputs(spec),
             out=staging,
             observer=_Reporter(self._heart, spec, self._keeper()),
-            recovery=Recovery(claim.attempt, tuple(self._intact_checkpoints())),
+            recovery=Recovery(claim.attempt, tuple(self._folder / each.name for each in self._checkpoints)),
         )
         self._heart.enter(Phase.PUBLISHING)
         with translated():
@@ -126,22 +147,27 @@ class _Attempt:
         return result, files
 
     def _keeper(self) -> _Keeper:
-        return _Keeper(self._heart, self._checkpoints, self._claim.attempt, self._runtime.checkpoint_seconds)
+        return _Keeper(self._heart, self._folder, self._claim.attempt, self._runtime.checkpoint_seconds)
 
-    def _intact_checkpoints(self) -> Iterator[Path]:
-        """Those that are still what was written; a damaged one is passed over for the one before it."""
-        for checkpoint in self._claim.checkpoints:
-            path = self._checkpoints / checkpoint.name
-            try:
-                if sha256_of(path) == checkpoint.sha256:
-                    yield path
-                    continue
-                why = "damaged"
-            except OSError as error:
-                why = str(error)
-            logger.warning(
-                "checkpoint passed over", extra={"job_id": self._claim.job_id, "file": checkpoint.name, "why": why}
-            )
+    def _is_whole(self, checkpoint: Checkpoint) -> bool:
+        """Whether it is still what was written; a damaged one is passed over for the one before it."""
+        try:
+            if sha256_of(self._folder / checkpoint.name) == checkpoint.sha256:
+                return True
+            why = "damaged"
+        except OSError as error:
+            why = str(error)
+        told = {"job_id": self._claim.job_id, "attempt": self._claim.attempt, "file": checkpoint.name, "why": why}
+        logger.warning("checkpoint passed over", extra=told)
+        return False
+
+    def _inputs(self, spec: TrainSpec | PruneSpec | CompareSpec) -> Mapping[str, Path]:
+        """The folders of the jobs that the spec names, their files checked. Raises InvalidInput."""
+        needs = _needs(spec)
+        records = self._persistently(
+            lambda session: {job_id: _records(session, self._claim.tenant, job_id) for job_id, _ in needs}
+        )
+        return {job_id: _input(self._runtime.store, job_id, names, records[job_id]) for job_id, names in needs}
 
     def _fail(self, code: FailureCode, message: str) -> str:
         failure = Failure.of(
@@ -150,40 +176,46 @@ class _Attempt:
         return self._finish(attempts.fail, with_checkpoints=True, failure=failure)
 
     def _hand_back(self) -> str:
-        return self._finish(attempts.drain, with_checkpoints=True)
+        outcome = self._finish(attempts.drain, with_checkpoints=True)
+        if outcome == Status.QUEUED:
+            self._runtime.wake(self._claim.job_id)
+        return outcome
 
     def _finish(self, end: Callable[..., Status | None] | None, *, with_checkpoints: bool = False, **told: Any) -> str:
         """The last write of the attempt. Whatever is not a success leaves no file behind, but to go on from."""
         left = self._heart.stop()
         if with_checkpoints:
             told["checkpoints"] = left.checkpoints[:KEPT_CHECKPOINTS]
-        status = None
-        if end:
-            status = self._persistently(
-                lambda session: end(session, self._claim.job_id, self._claim.attempt, new_events=left.events, **told)
-            )
-        if status is not Status.SUCCEEDED:
-            self._runtime.store.discard(self._claim.job_id, self._claim.attempt)
+        job_id, attempt = self._claim.job_id, self._claim.attempt
+
+        def write(session: Session) -> Status | None:
+            status = end(session, job_id, attempt, new_events=left.events, **told) if end else None
+            # Fenced, or an earlier try was committed and its acknowledgement lost: never discard what was published.
+            return status or (Status.SUCCEEDED if attempts.has_won(session, job_id, attempt) else None)
+
+        try:
+            status = self._persistently(write)
+            if status is not Status.SUCCEEDED:
+                self._runtime.store.discard(job_id, attempt)
+            if status is None:
+                self._persistently(lambda session: attempts.look_again(session, job_id))
+        except AWAY:
+            # What the row says is unknown. Should it not be this attempt's, its files go when the job has ended.
+            return "unknown"
         return str(status or "fenced")
 
-    def _persistently(self, write: Callable[[Session], T]) -> T | None:
-        """Write, and while the database is away try again, for as long as the lease may last."""
+    def _persistently(self, ask: Callable[[Session], T]) -> T:
+        """Ask the database, and while it is away again, for as long as the lease may last. Raises one of AWAY."""
         until = time.monotonic() + self._runtime.lease_seconds
         while True:
             try:
                 with self._runtime.sessions.begin() as session:
-                    return write(session)
-            except OperationalError as error:
-                logger.warning("last write failed", extra={"job_id": self._claim.job_id, "error": str(error)})
+                    return ask(session)
+            except AWAY as error:
+                logger.warning("database is away", extra={"job_id": self._claim.job_id, "error": str(error)})
                 if time.monotonic() > until:
-                    return None
+                    raise
                 time.sleep(self._runtime.heartbeat_seconds)
-
-
-def _inputs(spec: TrainSpec | PruneSpec | CompareSpec, tenant: str, runtime: Runtime) -> Mapping[str, Path]:
-    """The folders of the jobs that the spec names, their files checked. Raises InvalidInput."""
-    with runtime.sessions.begin() as session:
-        return {job_id: _input(session, tenant, job_id, names, runtime.store) for job_id, names in _needs(spec)}
 
 
 def _needs(spec: TrainSpec | PruneSpec | CompareSpec) -> Sequence[tuple[str, Sequence[str]]]:
@@ -194,9 +226,13 @@ def _needs(spec: TrainSpec | PruneSpec | CompareSpec) -> Sequence[tuple[str, Seq
     return [(ref.job_id, [ref.artifact])] if ref else []
 
 
-def _input(session: Session, tenant: str, job_id: str, names: Sequence[str], store: ArtifactStore) -> Path:
+def _records(session: Session, tenant: str, job_id: str) -> Mapping[str, ArtifactRow]:
+    """What a job of this tenant published, by name."""
     owned = jobs.get(session, job_id, tenant) is not None
-    records = {record.name: record for record in jobs.artifacts(session, job_id)} if owned else {}
+    return {record.name: record for record in jobs.artifacts(session, job_id)} if owned else {}
+
+
+def _input(store: ArtifactStore, job_id: str, names: Sequence[str], records: Mapping[str, ArtifactRow]) -> Path:
     for name in names:
         record = records.get(name)
         path = store.folder(job_id, record.attempt) / name if record else None

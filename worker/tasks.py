@@ -5,6 +5,8 @@ The process that receives messages never imports torch; the one that runs jobs d
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import TYPE_CHECKING
 
 from celery import Celery
@@ -16,6 +18,8 @@ from app.queue import RUN_JOB
 if TYPE_CHECKING:
     from worker.process import JobProcess
 
+logger = logging.getLogger(__name__)
+
 
 def register(celery: Celery, settings: Settings) -> None:
     """Give the app its task, and each job process its set-up and its end."""
@@ -23,9 +27,15 @@ def register(celery: Celery, settings: Settings) -> None:
 
     @worker_process_init.connect(weak=False)
     def open_process(**_: object) -> None:
-        from worker.process import JobProcess
+        try:
+            from worker.process import JobProcess
 
-        process.append(JobProcess(settings))
+            process.append(JobProcess(settings))
+        except BaseException:
+            # Celery would swallow it and let this process fail every job that it is given. Without one that is ready,
+            # the worker takes no message, which its overseer sees.
+            logger.critical("a job process could not be set up", exc_info=True)
+            os._exit(os.EX_SOFTWARE)
 
     @worker_process_shutdown.connect(weak=False)
     def close_process(**_: object) -> None:

@@ -180,24 +180,34 @@ def drain(
     return cancelled(session, job_id, attempt, new_events=new_events)
 
 
+def look_again(session: Session, job_id: str) -> None:
+    """A fenced attempt has gone, and may have left files after those of its ended job were put in order."""
+    ended = and_(JobRow.id == job_id, JobRow.status.not_in([*LEASED, Status.QUEUED]))
+    session.execute(update(JobRow).where(ended).values(tidied_at=None))
+
+
+def has_won(session: Session, job_id: str, attempt: int) -> bool:
+    """Whether the job has succeeded with this attempt: its `succeed` may have been committed and never acknowledged."""
+    won = and_(JobRow.id == job_id, JobRow.attempt == attempt, JobRow.status == Status.SUCCEEDED)
+    return session.scalar(select(JobRow.id).where(won)) is not None
+
+
 class Lease(NamedTuple):
     job_id: str
     owner: str
     status: str
 
 
-def leases(session: Session, owner: str) -> list[Lease]:
-    """Those of owners whose name begins so."""
-    rows = session.execute(select(JobRow.id, JobRow.lease_owner, JobRow.status).where(_owned(owner)))
+def leases(session: Session, worker: str) -> list[Lease]:
+    """Those of all job processes, past and present, of a worker."""
+    owned = JobRow.lease_owner.startswith(f"{worker}/", autoescape=True)
+    rows = session.execute(select(JobRow.id, JobRow.lease_owner, JobRow.status).where(JobRow.status.in_(LEASED), owned))
     return [Lease(row.id, row.lease_owner, row.status) for row in rows if row.lease_owner]
 
 
-def expire_leases(session: Session, owner: str = "") -> list[str]:
-    """Let every lease of an owner whose name begins so run out now, because that process is known to be gone; the
-    sweeper does the rest. Returns the jobs' ids."""
-    statement = update(JobRow).where(_owned(owner), JobRow.lease_expires_at > now()).values(lease_expires_at=now())
-    return list(session.scalars(statement.returning(JobRow.id)))
-
-
-def _owned(owner: str) -> ColumnElement[bool]:
-    return and_(JobRow.status.in_(LEASED), JobRow.lease_owner.startswith(owner, autoescape=True))
+def expire_leases(session: Session, owner: str | None = None) -> list[str]:
+    """Let the leases of an owner, or all, run out now, because who held them is known to be gone; the sweeper does the
+    rest. Returns the jobs' ids."""
+    owned = JobRow.lease_owner.is_not(None) if owner is None else JobRow.lease_owner == owner
+    statement = update(JobRow).where(owned, JobRow.status.in_(LEASED), JobRow.lease_expires_at > now())
+    return list(session.scalars(statement.values(lease_expires_at=now()).returning(JobRow.id)))

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import and_, func, insert, literal, or_, select, tuple_
+from sqlalchemy import and_, case, func, insert, literal, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from app.contract.status import Phase, Status
 from app.db.clock import now, seconds
 from app.db.models import ArtifactRow, EventRow, JobRow
-from app.db.moves import ENDED, LEASED, NewEvent, move, requeued, write_events
+from app.db.moves import LEASED, NewEvent, move, requeued, touched, write_events
 
 PUBLISH_FIRST_SECONDS = 5
 """A submitted job's message is due again so soon, because the first sending may have failed unseen."""
@@ -92,15 +92,25 @@ def artifacts(session: Session, job_id: str) -> Sequence[ArtifactRow]:
 
 def request_cancel(session: Session, job_id: str, tenant: str) -> Status | None:
     """queued → cancelled, or running → cancelling. None when the job is in neither state."""
-    limit: dict[str, Any] = {"cancel_deadline": now() + seconds(CANCEL_SECONDS)}
-    for guard, wanted, values in (
-        (Status.QUEUED, Status.CANCELLED, ENDED | {"checkpoints": []}),
-        (Status.RUNNING, Status.CANCELLING, limit),
-    ):
-        where = and_(JobRow.id == job_id, JobRow.tenant == tenant, JobRow.status == guard)
-        if move(session, where, values | {"status": wanted}, [NewEvent(wanted)]):
-            return wanted
-    return None
+    # One statement for both: a job that is just now handed back to the queue must be met in either state.
+    waits = JobRow.status == Status.QUEUED
+    row = session.execute(
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.tenant == tenant, JobRow.status.in_([Status.QUEUED, Status.RUNNING]))
+        .values(
+            status=case((waits, Status.CANCELLED), else_=Status.CANCELLING),
+            phase=case((waits, None), else_=JobRow.phase),
+            finished_at=case((waits, now())),
+            checkpoints=case((waits, literal([], JobRow.checkpoints.type)), else_=JobRow.checkpoints),
+            cancel_deadline=case((~waits, now() + seconds(CANCEL_SECONDS))),
+            **touched(),
+        )
+        .returning(JobRow.id, JobRow.events, JobRow.attempt, JobRow.retries, JobRow.status)
+    ).one_or_none()
+    if row is None:
+        return None
+    write_events(session, row, [NewEvent(row.status)])
+    return Status(row.status)
 
 
 def retry(session: Session, job_id: str, tenant: str) -> bool:

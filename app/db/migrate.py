@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.resources import as_file, files
 
 from alembic import command
@@ -13,7 +14,16 @@ from app.db.session import make_engine
 _LOCK = 0x5EC47E  # any number that nothing else in the database locks
 
 
-def upgrade(sqlalchemy_url: str, revision: str = "head") -> None:
+def upgrade(sqlalchemy_url: str) -> None:
+    _migrate(sqlalchemy_url, command.upgrade, "head")
+
+
+def downgrade(sqlalchemy_url: str, revision: str) -> None:
+    """Back to an earlier schema; what that one cannot hold is lost."""
+    _migrate(sqlalchemy_url, command.downgrade, revision)
+
+
+def _migrate(sqlalchemy_url: str, move: Callable[[Config, str], None], revision: str) -> None:
     engine = make_engine(sqlalchemy_url, pool_size=1)
     try:
         with engine.begin() as connection, as_file(files("migrations")) as folder:
@@ -21,6 +31,6 @@ def upgrade(sqlalchemy_url: str, revision: str = "head") -> None:
             config = Config()
             config.set_main_option("script_location", str(folder).replace("%", "%%"))
             config.attributes["connection"] = connection
-            command.upgrade(config, revision)
+            move(config, revision)
     finally:
         engine.dispose()

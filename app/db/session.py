@@ -6,23 +6,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
+AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout)
+"""What a database raises that is away, too slow, or has ended the connection. A write may have been committed all the
+same, and its acknowledgement lost."""
+
 CONNECT_SECONDS = 5
-STATEMENT_SECONDS = 30
+
+# What a client that froze or vanished amid a transaction has locked, nobody else can move until the server ends it.
+_SERVER_SIDE = {
+    "timezone": "UTC",
+    "statement_timeout": "30s",
+    "lock_timeout": "10s",
+    "idle_in_transaction_session_timeout": "15s",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+}
 
 
 def make_engine(sqlalchemy_url: str, *, pool_size: int = 5) -> Engine:
-    """An engine whose connections speak UTC, notice a dead server, and never wait for ever."""
+    """An engine whose connections speak UTC, notice a dead server, are noticed when dead, and never wait for ever."""
     return create_engine(
         sqlalchemy_url,
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=CONNECT_SECONDS,
         pool_pre_ping=True,
+        hide_parameters=True,  # errors are logged, and a parameter may be a spec
         connect_args={
             "connect_timeout": CONNECT_SECONDS,
-            "options": f"-c timezone=UTC -c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout=10s",
+            "options": " ".join(f"-c {name}={value}" for name, value in _SERVER_SIDE.items()),
             "application_name": "secateur",
             # A server that vanished from the network without a word is noticed within half a minute.
             "keepalives_idle": 10,

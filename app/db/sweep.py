@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, and_, any_, cast, func, literal, or_, select, update
@@ -17,6 +17,8 @@ from app.db.models import JobRow
 from app.db.moves import ENDED, LEASED, NewEvent, move, requeued
 
 SWEEP_BATCH = 100
+TIDY_BATCH = 20
+"""Their rows are locked for as long as it takes to remove files."""
 
 
 def _batch(where: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -94,6 +96,12 @@ def due_messages(session: Session) -> list[str]:
     )
 
 
+def make_due(session: Session, job_ids: Sequence[str]) -> None:
+    """Their messages could not be sent after all."""
+    unsent = and_(JobRow.id.in_(job_ids), JobRow.status == Status.QUEUED)
+    session.execute(update(JobRow).where(unsent).values(publish_at=now(), publishes=JobRow.publishes - 1))
+
+
 def make_all_due(session: Session) -> int:
     """Every queued job's message is due now, because the broker has lost what it was given. Returns how many."""
     statement = update(JobRow).where(JobRow.status == Status.QUEUED).values(publish_at=now(), publishes=0)
@@ -106,14 +114,24 @@ class Ended(NamedTuple):
     job_id: str
     attempt: int | None
     """Of the artifacts, when it succeeded."""
-    keeps_checkpoints: bool
+    checkpoints: frozenset[str]
+    """Those that a retry may go on from."""
 
 
-def untidied(session: Session) -> Iterator[Ended]:
-    """Jobs that ended and still may have files of losing attempts. Each is marked as tidied when the caller commits,
-    and until then locked: a retry waits."""
+def untidied(session: Session) -> list[Ended]:
+    """Some jobs that ended and still may have files of losing attempts. They are locked until the transaction ends, so
+    that a retry waits. `tidied` marks those that are in order."""
     query = select(JobRow).where(JobRow.status.in_(ENDED_STATES), JobRow.tidied_at.is_(None)).order_by(JobRow.queued_at)
-    for row in session.scalars(query.limit(SWEEP_BATCH).with_for_update(skip_locked=True)):
-        succeeded = row.status == Status.SUCCEEDED
-        yield Ended(row.id, row.attempt if succeeded else None, row.status == Status.FAILED)
-        session.execute(update(JobRow).where(JobRow.id == row.id).values(tidied_at=now()))
+    rows = session.scalars(query.limit(TIDY_BATCH).with_for_update(skip_locked=True))
+    return [
+        Ended(
+            row.id,
+            row.attempt if row.status == Status.SUCCEEDED else None,
+            frozenset(checkpoint["name"] for checkpoint in row.checkpoints),
+        )
+        for row in rows
+    ]
+
+
+def tidied(session: Session, job_ids: Sequence[str]) -> None:
+    session.execute(update(JobRow).where(JobRow.id.in_(job_ids)).values(tidied_at=now()))

@@ -33,14 +33,16 @@ BEGIN
 END $$
 """
 
-# The older log has room for one end.
-FORGET_EARLIER_ENDS = """
-UPDATE job_events AS earlier SET type = 'requeued'
-WHERE type IN ('succeeded', 'failed', 'cancelled') AND EXISTS (
-    SELECT FROM job_events AS later WHERE later.job_id = earlier.job_id AND later.seq > earlier.seq
-    AND later.type IN ('succeeded', 'failed', 'cancelled')
+# The older log has room for one end: the last, once the job has come to it.
+FORGET_EARLIER_ENDS = f"""
+UPDATE job_events AS earlier SET type = 'requeued' FROM jobs
+WHERE jobs.id = earlier.job_id AND earlier.type IN {TERMINAL} AND (
+    jobs.status NOT IN {TERMINAL} OR EXISTS (
+        SELECT FROM job_events AS later
+        WHERE later.job_id = earlier.job_id AND later.seq > earlier.seq AND later.type IN {TERMINAL}
+    )
 )
-"""
+"""  # noqa: S608 - TERMINAL is a constant of this file
 
 
 def upgrade() -> None:

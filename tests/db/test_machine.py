@@ -134,7 +134,7 @@ class Lives(RuleBasedStateMachine):
     def publish_and_tidy(self) -> None:
         with self.moving() as session:
             sweep.due_messages(session)
-            list(sweep.untidied(session))
+            sweep.tidied(session, [ended.job_id for ended in sweep.untidied(session)])
 
     @invariant()
     def logs_are_whole_and_rows_agree_with_them(self) -> None:

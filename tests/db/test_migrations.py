@@ -11,9 +11,12 @@ from alembic.migration import MigrationContext
 from psycopg import sql
 from sqlalchemy import Connection, text
 
-from app.db.migrate import upgrade
+from app.contract.status import Status
+from app.db import jobs
+from app.db.migrate import downgrade, upgrade
 from app.db.models import Base
-from app.db.session import make_engine
+from app.db.session import make_engine, make_sessions
+from tests.db.conftest import Jobs
 
 
 @pytest.fixture
@@ -62,6 +65,28 @@ def test_a_migration_may_be_repeated(empty: Callable[[], str]) -> None:
     url = empty()
     upgrade(url)
     upgrade(url)
+
+
+def test_going_back_leaves_one_end_of_each_log_and_none_of_a_job_that_runs_again(empty: Callable[[], str]) -> None:
+    url = empty()
+    upgrade(url)
+    engine = make_engine(url)
+    made = Jobs(make_sessions(engine))
+    ended, again = made.in_state(Status.FAILED), made.in_state(Status.FAILED)
+    with made.sessions.begin() as session:
+        for job_id in (ended, again):
+            assert jobs.retry(session, job_id, "default")
+    with made.sessions.begin() as session:
+        assert jobs.request_cancel(session, ended, "default")
+
+    downgrade(url, "0001")
+
+    with engine.connect() as connection:
+        query = "SELECT type FROM job_events WHERE job_id = :id AND type IN ('failed', 'cancelled')"
+        ends = {job_id: connection.scalars(text(query), {"id": job_id}).all() for job_id in (ended, again)}
+    assert ends == {ended: ["cancelled"], again: []}
+    upgrade(url)
+    engine.dispose()
 
 
 def test_processes_that_start_together_take_turns(empty: Callable[[], str]) -> None:

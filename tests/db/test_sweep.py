@@ -183,12 +183,12 @@ def test_a_new_broker_is_given_all_that_is_queued(made: Jobs) -> None:
 
 def test_the_leases_of_a_process_that_is_gone_are_over_and_no_others(made: Jobs) -> None:
     ids = {}
-    for owner in ("host:1:a/10", "host:1:a/11", "host:1:ab/10", "host_1:a/10"):
+    for owner in ("host:1:a/10", "host:1:a/101", "host:1:ab/10", "host_1:a/10"):
         ids[owner] = made.queued()
         with made.sessions.begin() as session:
             assert attempts.claim(session, ids[owner], owner=owner, lease_seconds=60)
     with made.sessions.begin() as session:
-        assert {lease.owner for lease in attempts.leases(session, "host:1:a/")} == {"host:1:a/10", "host:1:a/11"}
+        assert {lease.owner for lease in attempts.leases(session, "host:1:a")} == {"host:1:a/10", "host:1:a/101"}
         assert attempts.expire_leases(session, "host:1:a/10") == [ids["host:1:a/10"]]
     assert _sweep(made)["requeued"] == [ids["host:1:a/10"]]
     with made.sessions.begin() as session:
@@ -197,33 +197,64 @@ def test_the_leases_of_a_process_that_is_gone_are_over_and_no_others(made: Jobs)
 
 @pytest.mark.parametrize(
     ("status", "attempt", "keeps"),
-    [(Status.SUCCEEDED, 1, False), (Status.FAILED, None, True), (Status.CANCELLED, None, False)],
+    [(Status.SUCCEEDED, 1, []), (Status.FAILED, None, ["1-1.pt"]), (Status.CANCELLED, None, [])],
 )
 def test_an_ended_job_is_tidied_once_and_again_after_a_retry(
-    made: Jobs, status: Status, attempt: int | None, keeps: bool
+    made: Jobs, status: Status, attempt: int | None, keeps: list[str]
 ) -> None:
     made.running()
-    job_id = made.in_state(status)
+    job_id = made.running()
     with made.sessions.begin() as session:
-        assert list(sweep.untidied(session)) == [(job_id, attempt, keeps)]
+        checkpoints = [attempts.Checkpoint("1-1.pt", "0" * 64)]
+        attempts.beat(session, job_id, 1, lease_seconds=60, phase="training", progress=None, checkpoints=checkpoints)
+    made.end(job_id, status)
+    untidied = sweep.Ended(job_id, attempt, frozenset(keeps))
+    for _ in range(2):  # until it is told that they are in order
+        with made.sessions.begin() as session:
+            assert sweep.untidied(session) == [untidied]
     with made.sessions.begin() as session:
-        assert list(sweep.untidied(session)) == []
+        sweep.tidied(session, [job_id])
+    with made.sessions.begin() as session:
+        assert sweep.untidied(session) == []
+        attempts.look_again(session, job_id)
+        assert sweep.untidied(session) == [untidied]
         again = jobs.retry(session, job_id, "default")
+        attempts.look_again(session, job_id)
+        assert sweep.untidied(session) == ([] if again else [untidied])
     assert again == (status is Status.FAILED)
     if again:
         with made.sessions.begin() as session:
             assert jobs.request_cancel(session, job_id, "default") is Status.CANCELLED
-            assert list(sweep.untidied(session)) == [(job_id, None, False)]
+            assert sweep.untidied(session) == [sweep.Ended(job_id, None, frozenset())]
 
 
 def test_of_sweepers_at_once_one_tidies_each_job(made: Jobs, both: Callable[..., list[Any]]) -> None:
     ids = [made.in_state(Status.SUCCEEDED) for _ in range(20)]
 
     def tidy(sessions: sessionmaker[Session]) -> list[str]:
-        with sessions.begin() as session:
-            return [ended.job_id for ended in sweep.untidied(session)]
+        found: list[str] = []
+        while True:
+            with sessions.begin() as session:
+                batch = [ended.job_id for ended in sweep.untidied(session)]
+                sweep.tidied(session, batch)
+            if not batch:
+                return found
+            found += batch
 
     assert sorted(job_id for each in both(tidy, tidy, tidy) for job_id in each) == sorted(ids)
+
+
+def test_a_message_that_could_not_be_sent_is_due_as_before(made: Jobs) -> None:
+    job_id, taken = made.queued(), made.queued()
+    made.past(job_id, "publish_at")
+    made.past(taken, "publish_at")
+    with made.sessions.begin() as session:
+        assert set(sweep.due_messages(session)) == {job_id, taken}
+    made.running(taken)
+    with made.sessions.begin() as session:
+        sweep.make_due(session, [job_id, taken])
+        assert sweep.due_messages(session) == [job_id]
+    assert made.row(job_id).publishes == 1
 
 
 def _wait(made: Jobs, job_id: str) -> float:

@@ -253,6 +253,30 @@ def test_a_cancel_and_an_end_at_once_leave_one_end(made: Jobs, both: Both) -> No
         assert sum(Status(event).is_terminal for event in made.events(job_id)) == 1
 
 
+def test_a_cancel_meets_a_job_that_is_handed_back_and_claimed_all_the_while(made: Jobs, both: Both) -> None:
+    ids = [made.running() for _ in range(30)]
+
+    def hand_on(sessions: sessionmaker[Session]) -> None:
+        for job_id in ids:
+            for attempt in (1, 2, 3):
+                with sessions.begin() as session:
+                    attempts.drain(session, job_id, attempt)
+                with sessions.begin() as session:
+                    attempts.claim(session, job_id, owner="w", lease_seconds=LEASE)
+
+    def cancel(sessions: sessionmaker[Session]) -> list[Status | None]:
+        answers = []
+        for job_id in ids:
+            with sessions.begin() as session:
+                answers.append(jobs.request_cancel(session, job_id, "default"))
+        return answers
+
+    _, answers = both(hand_on, cancel)
+
+    assert None not in answers
+    assert {made.row(job_id).status for job_id in ids} <= {Status.CANCELLED, Status.CANCELLING}
+
+
 def test_events_of_two_writers_are_numbered_without_gaps(made: Jobs, both: Both) -> None:
     job_id = made.running()
 

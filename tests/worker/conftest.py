@@ -30,6 +30,7 @@ def runtime(sessions: sessionmaker[Session], tmp_path: Path) -> Runtime:
         heartbeat_seconds=0.05,
         lease_seconds=30,
         checkpoint_seconds=30,
+        wake=lambda _: None,
     )
 
 

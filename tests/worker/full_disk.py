@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+from app.db import sweep
 from app.db.session import make_engine, make_sessions
 from app.storage import LocalStore
 from tests.waiting import wait_until
@@ -18,10 +19,13 @@ def main(url: str, folder: Path, job_id: str, *, fill: bool) -> None:
     store, engine = LocalStore(folder), make_engine(url)
     if fill:
         threading.Thread(target=_fill, args=(folder, store.checkpoints(job_id)), daemon=True).start()
-    run_job(job_id, Runtime("w/1", make_sessions(engine), store, DatasetStore(None), 0.05, 30, 30))
+    sessions = make_sessions(engine)
+    run_job(job_id, Runtime("w/1", sessions, store, DatasetStore(None), 0.05, 30, 30, wake=lambda _: None))
+    with sessions() as session:
+        for ended in sweep.untidied(session):
+            store.tidy(ended.job_id, ended.attempt, ended.checkpoints)
     engine.dispose()
-    store.tidy(job_id, None, keep_checkpoints=False)
-    sys.stdout.write(" ".join(path.name for path in folder.rglob("*")))
+    sys.stdout.write(" ".join(sorted(path.name for path in folder.rglob("*") if path.is_file())))
 
 
 def _fill(folder: Path, checkpoints: Path) -> None:

@@ -15,7 +15,7 @@ from app.db.moves import NewEvent
 from tests.specs import train_spec
 from tests.waiting import wait_until
 from tests.worker.conftest import Read, Submit
-from worker.heart import CancelRequested, Fenced, Heart
+from worker.heart import CancelRequested, Fenced, Heart, OutOfTouch
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def claim(sessions: sessionmaker[Session], submit: Submit) -> Claim:
 
 @pytest.fixture
 def heart(sessions: sessionmaker[Session], claim: Claim, tmp_path: Path) -> Iterator[Heart]:
-    beating = Heart(sessions, claim, tmp_path, beat_seconds=0.02, lease_seconds=30)
+    beating = Heart(sessions, claim, tmp_path, [], beat_seconds=0.02, lease_seconds=30)
     beating.start()
     yield beating
     beating.stop()
@@ -104,9 +104,9 @@ def test_a_lost_lease_stops_the_run(heart: Heart, claim: Claim, sessions: sessio
 def test_a_run_that_cannot_beat_stops_before_its_lease_ends(
     sessions: sessionmaker[Session], claim: Claim, tmp_path: Path
 ) -> None:
-    unbeaten = Heart(sessions, claim, tmp_path, beat_seconds=0.02, lease_seconds=0.5)
+    unbeaten = Heart(sessions, claim, tmp_path, [], beat_seconds=0.02, lease_seconds=0.5)
 
-    wait_until(lambda: _stopped_by(unbeaten, Fenced), timeout=10, what="the run gives up")
+    wait_until(lambda: _stopped_by(unbeaten, OutOfTouch), timeout=10, what="the run gives up")
 
 
 def test_stopping_ends_the_thread(heart: Heart, claim: Claim) -> None:

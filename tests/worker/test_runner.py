@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.db import jobs
@@ -37,7 +40,7 @@ def test_a_run_ends_in_success_with_its_artifacts(runtime: Runtime, submit: Subm
 
     row, artifacts = read(job_id), _artifacts(runtime, job_id)
     assert (row.status, row.attempt, row.lease_owner) == ("succeeded", 1, None)
-    runtime.store.tidy(job_id, 1, keep_checkpoints=False)  # which the sweeper does
+    runtime.store.tidy(job_id, 1, ())  # which the sweeper does
     assert {path.name for path in _files(runtime, job_id)} == {artifact.name for artifact in artifacts}
     for artifact in artifacts:
         assert is_intact(runtime.store.folder(job_id, 1) / artifact.name, size=artifact.size, sha256=artifact.sha256)
@@ -81,6 +84,30 @@ def test_the_report_that_is_published_is_the_result_that_is_told(runtime: Runtim
         report["total"]["parameters"],
         report["total"]["nonzero_after"],
     )
+
+
+@pytest.mark.parametrize("fate", [OperationalError("COMMIT", None, OSError("connection lost")), SystemExit()], ids=repr)
+def test_a_success_whose_commit_was_not_acknowledged_keeps_its_files(
+    runtime: Runtime, submit: Submit, read: Read, sessions: sessionmaker[Session], fate: BaseException
+) -> None:
+    job_id = submit(train_spec())
+    quit_before = signal.getsignal(signal.SIGQUIT)
+    struck: list[bool] = []
+
+    @event.listens_for(sessions, "after_commit")
+    def strike(_: Session) -> None:
+        if not struck and read(job_id).status == "succeeded":
+            struck.append(True)
+            raise fate
+
+    with contextlib.suppress(SystemExit):
+        run_job(job_id, runtime)
+    signal.signal(signal.SIGQUIT, quit_before)
+
+    assert struck
+    assert read(job_id).status == "succeeded"
+    for artifact in _artifacts(runtime, job_id):
+        assert is_intact(runtime.store.folder(job_id, 1) / artifact.name, size=artifact.size, sha256=artifact.sha256)
 
 
 def test_a_job_that_has_ended_is_not_run_again(runtime: Runtime, submit: Submit, read: Read) -> None:
