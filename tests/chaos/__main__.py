@@ -25,6 +25,7 @@ def main() -> None:
     tally = run(seed=given.seed, jobs=given.jobs, faults=given.faults, say=say)
     print(f"faults: {', '.join(f'{name} {count}' for name, count in sorted(tally.faults.items()))}")
     print(f"attempts a job: {', '.join(f'{count} jobs {number}' for number, count in sorted(tally.attempts.items()))}")
+    print(f"ends: {', '.join(f'{count} {status}' for status, count in sorted(tally.ends.items()))}")
     for violation in tally.violations:
         print(f"VIOLATION {violation}")
     verdict = f"{len(tally.violations)} violations" if tally.violations else "no violation"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import psutil
 import redis
 
@@ -28,6 +30,8 @@ class World:
     cluster: Cluster
     apis: Sequence[Child]
     chance: random.Random
+    cancelled: set[str] = field(default_factory=set)
+    """Jobs whose cancel was accepted."""
     _sleepers: list[threading.Timer] = field(default_factory=list)
 
     def pick(self, victims: Sequence[psutil.Process]) -> psutil.Process:
@@ -40,9 +44,10 @@ class World:
             raise NoVictim
         return psutil.Process(child.pid)
 
-    def stop_for(self, process: psutil.Process, seconds: float) -> None:
-        process.suspend()
-        timer = threading.Timer(seconds, _wake, [process])
+    def stop_for(self, seconds: float, *processes: psutil.Process) -> None:
+        for process in processes:
+            process.suspend()
+        timer = threading.Timer(seconds, _wake, processes)
         timer.start()
         self._sleepers.append(timer)
 
@@ -52,11 +57,10 @@ class World:
             timer.join()
 
 
-def _wake(process: psutil.Process) -> None:
-    try:
-        process.resume()
-    except psutil.NoSuchProcess:
-        return  # somebody killed it in its sleep
+def _wake(*processes: psutil.Process) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # somebody killed it in its sleep
+            process.resume()
 
 
 def kill_job_process(world: World) -> None:
@@ -72,11 +76,11 @@ def terminate_worker(world: World) -> None:
 
 
 def freeze_job_process(world: World) -> None:
-    world.stop_for(world.pick(world.cluster.job_processes()), LEASE_SECONDS + world.chance.uniform(1, 4))
+    world.stop_for(LEASE_SECONDS + world.chance.uniform(1, 4), world.pick(world.cluster.job_processes()))
 
 
 def freeze_worker(world: World) -> None:
-    world.stop_for(world.pick(world.cluster.workers()), world.chance.uniform(1, 6))
+    world.stop_for(world.chance.uniform(1, 6), world.pick(world.cluster.workers()))
 
 
 def kill_broker(world: World) -> None:
@@ -84,7 +88,7 @@ def kill_broker(world: World) -> None:
 
 
 def freeze_broker(world: World) -> None:
-    world.stop_for(world.child(world.cluster.stack.children["broker"]), world.chance.uniform(1, 8))
+    world.stop_for(world.chance.uniform(1, 8), world.child(world.cluster.stack.children["broker"]))
 
 
 def flush_broker(world: World) -> None:
@@ -116,6 +120,23 @@ def kill_database(world: World) -> None:
     world.child(world.cluster.stack.children["postgres"]).kill()
 
 
+def freeze_database(world: World) -> None:
+    postgres = world.child(world.cluster.stack.children["postgres"])
+    world.stop_for(world.chance.uniform(1, 4), postgres, *postgres.children(recursive=True))
+
+
+def cancel_job(world: World) -> None:
+    live = [job["id"] for job in world.cluster.all_jobs() if not job["done"] and job["kind"] == "train"]
+    if not live:
+        raise NoVictim
+    job_id = world.chance.choice(live)
+    answer = world.cluster.http.post(f"/v1/jobs/{job_id}/cancel")
+    if answer.status_code == 409:
+        raise NoVictim  # it has ended meanwhile
+    # After any other answer, 503 too, it may have been accepted.
+    world.cancelled.add(job_id)
+
+
 def kill_api(world: World) -> None:
     world.child(world.chance.choice(world.apis)).kill()
 
@@ -125,7 +146,7 @@ def terminate_api(world: World) -> None:
 
 
 def freeze_api(world: World) -> None:
-    world.stop_for(world.child(world.chance.choice(world.apis)), world.chance.uniform(1, 6))
+    world.stop_for(world.chance.uniform(1, 6), world.child(world.chance.choice(world.apis)))
 
 
 def damage_checkpoint(world: World) -> None:
@@ -157,11 +178,13 @@ FAULTS: Sequence[Callable[[World], None]] = (
     repeat_message,
     send_garbage,
     kill_database,
+    freeze_database,
+    cancel_job,
     kill_api,
     terminate_api,
     freeze_api,
     damage_checkpoint,
 )
 
-PASSING = (NoVictim, psutil.NoSuchProcess, redis.RedisError)
+PASSING = (NoVictim, psutil.NoSuchProcess, redis.RedisError, httpx.HTTPError)
 """What a fault may raise because an earlier one was there first."""

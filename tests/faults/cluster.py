@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
 import httpx
 import psutil
+import psycopg
 import redis
 
 from app.local import Stack
@@ -18,7 +19,7 @@ from tests.specs import Document, ended, read, submit, train_spec
 from tests.waiting import wait_until
 
 LEASE_SECONDS = 4.0
-SWEEP_SECONDS = 0.5
+SWEEP_SECONDS = 2.0
 SETTINGS = {
     "SECATEUR_HEARTBEAT_SECONDS": "0.2",
     "SECATEUR_LEASE_SECONDS": str(LEASE_SECONDS),
@@ -34,6 +35,9 @@ FIVE_EPOCHS = train_spec(
     training={"epochs": 5},
     regularization={"penalty": "l1"},
 )
+STEPS = 15
+"""Of an epoch of digits."""
+
 ENDLESS = train_spec(training={"epochs": 1000})
 
 
@@ -68,6 +72,16 @@ class Cluster:
             found += page["items"]
             if page["next_cursor"] is None:
                 return found
+
+    def types(self, job_id: str) -> list[str]:
+        return [event["type"] for event in self.events(job_id)]
+
+    def checkpoints(self, job_id: str) -> list[Path]:
+        """Those that the row names, newest first."""
+        with psycopg.connect(self.stack.database_url) as connection:
+            row = connection.execute("SELECT checkpoints FROM jobs WHERE id = %s", [job_id]).fetchone()
+        assert row is not None
+        return [self.folder(job_id) / ".checkpoints" / checkpoint["name"] for checkpoint in row[0]]
 
     def at_work(self, spec: Document = ENDLESS, *, epochs: int = 2) -> str:
         """A job that has been training for this many epochs."""
@@ -115,6 +129,16 @@ class Cluster:
             what=f"of {folder} only {kept} is left",
         )
 
+    def all_jobs(self) -> list[Document]:
+        """Every job there is, newest first. Raises httpx.HTTPError."""
+        found: list[Document] = []
+        url = "/v1/jobs?limit=100"
+        while url:
+            answer = self.http.get(url).raise_for_status()
+            found += answer.json()["items"]
+            url = answer.links.get("next", {}).get("url", "")
+        return found
+
     def log_of_workers(self) -> str:
         return "".join(path.read_text() for path in sorted(self.stack.state_dir.glob("logs/worker-*.log")))
 
@@ -127,6 +151,11 @@ class Cluster:
         url = httpx.URL(self.stack.redis_url)
         password = (self.stack.state_dir / "broker" / "operator-password").read_text()
         return redis.Redis(port=url.port or 0, username="operator", password=password)
+
+    def pushes(self) -> int:
+        """How many messages the broker was ever given."""
+        with self.operator() as operator:
+            return int(operator.info("commandstats").get("cmdstat_lpush", {}).get("calls", 0))
 
     def waiting_messages(self) -> int:
         with redis.Redis.from_url(self.stack.redis_url) as broker:
@@ -154,9 +183,14 @@ def _runs_jobs(process: psutil.Process) -> bool:
         return False
 
 
-def stop(process: psutil.Process) -> None:
-    process.send_signal(signal.SIGSTOP)
-
-
-def go_on(process: psutil.Process) -> None:
-    process.send_signal(signal.SIGCONT)
+@contextmanager
+def stopped(*processes: psutil.Process) -> Iterator[None]:
+    """SIGSTOP until the end of the block, for those that live so long."""
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()

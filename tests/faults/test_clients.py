@@ -64,10 +64,10 @@ def test_a_client_that_leaves_amid_its_body_leaves_no_job(hasty: Stack) -> None:
     with client_of(hasty) as http:
         before = http.get("/v1/jobs").json()["items"]
         with _connection(hasty) as connection:
-            connection.sendall(_head(hasty, "POST /v1/jobs", **headers) + body[:-1])
-        assert http.get("/v1/jobs").json()["items"] == before
+            connection.sendall(_head(hasty, "POST /v1/jobs", **headers, **{"X-Request-Id": "left"}) + body[:-1])
         log = hasty.state_dir / "logs" / "api.log"
-        wait_until(lambda: http.get("/livez").status_code == 200, timeout=5, what="the API goes on")
+        wait_until(lambda: '"request_id": "left"' in log.read_text(), timeout=5, what="the API has done with it")
+        assert http.get("/v1/jobs").json()["items"] == before
         assert "Traceback" not in log.read_text()
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import redis
 
 from app.contract.status import Status
 from app.queue import QUEUE, worker_command
-from tests.faults.cluster import ENDLESS, Cluster, go_on, stop
+from tests.faults.cluster import ENDLESS, Cluster, stopped
 from tests.specs import ended, finished, read, submit, train_spec
 from tests.waiting import wait_until
 
@@ -45,14 +45,10 @@ def test_a_job_that_does_not_hear_of_its_cancel_is_ended_with_its_process(cluste
     job_id = cluster.at_work()
     deaf, worker = cluster.process_of(job_id), cluster.worker_of(job_id)
     before = cluster.log_of_workers().count('"signal": "SIGKILL"')
-    stop(deaf)  # as one that hangs in a native call
-    try:
+    with stopped(deaf):  # as one that hangs in a native call
         # Five seconds of grace, two from the polite signal to SIGKILL, and the lease's end does not wait for that.
         assert cluster.cancel(job_id)["status"] == "cancelled"
         wait_until(lambda: not deaf.is_running() or deaf.status() == "zombie", timeout=15, what="the process is ended")
-    finally:
-        if deaf.is_running():
-            go_on(deaf)
 
     def is_well() -> bool:
         """The worker's next job process has told that it is there."""
@@ -79,6 +75,20 @@ def test_a_worker_that_takes_no_messages_ends_itself(cluster: Cluster, tmp_path:
     assert "messages wait and this worker takes none" in (tmp_path / "log").read_text()
 
 
+def test_a_worker_whose_job_processes_cannot_be_set_up_takes_no_message_and_ends_itself(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "torch.py").write_text(
+        "raise ImportError('broken')"
+    )  # the process that receives messages has no need of it
+    with _only_worker(cluster, tmp_path, SECATEUR_WATCHDOG_SECONDS="3") as process:
+        job_id = submit(cluster.http, train_spec())["id"]
+        assert process.wait(timeout=90) == os.EX_SOFTWARE
+    assert "a job process could not be set up" in (tmp_path / "log").read_text()
+    job = ended(cluster.http, job_id)
+    assert (job["status"], job["attempt"]) == ("succeeded", 1)
+
+
 @pytest.mark.chaos
 def test_a_workers_wrong_clock_changes_nothing(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(AN_HOUR_AHEAD)
@@ -99,21 +109,16 @@ def _only_worker(
     command = [word.replace("worker.main:celery", app) for word in worker_command()]
     paths = os.pathsep.join([str(folder), str(Path.cwd())])
     environment = {**cluster.stack.environment, **settings, "PYTHONPATH": paths, "REMAP_SIGTERM": "SIGQUIT"}
-    others = cluster.workers()
-    for other in others:
-        stop(other)
-    with (folder / "log").open("wb") as log:
+    with stopped(*cluster.workers()), (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        for other in others:
-            go_on(other)
 
 
 @pytest.mark.chaos

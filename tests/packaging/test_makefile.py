@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.host
+
 TARGETS = ["help", "setup", "demo", "test", "chaos", "lint", "types", "up", "clean"]
 
 

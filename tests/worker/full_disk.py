@@ -10,6 +10,7 @@ from pathlib import Path
 from app.db import sweep
 from app.db.session import make_engine, make_sessions
 from app.storage import LocalStore
+from tests.small_disk import fill
 from tests.waiting import wait_until
 from worker.engine.data import DatasetStore
 from worker.runner import Runtime, run_job
@@ -30,12 +31,7 @@ def main(url: str, folder: Path, job_id: str, *, fill: bool) -> None:
 
 def _fill(folder: Path, checkpoints: Path) -> None:
     wait_until(lambda: any(checkpoints.glob("*.pt")), timeout=30, what="a checkpoint")
-    with (folder / "somebody-elses").open("wb", buffering=0) as file:
-        try:
-            while file.write(b"\0" * 4096):
-                continue
-        except OSError:
-            return  # the disk is full
+    fill(folder)
 
 
 if __name__ == "__main__":
