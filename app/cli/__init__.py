@@ -1,6 +1,6 @@
 """The command line. Nothing heavy is imported until a command needs it: `secateur --help` must answer at once.
 
-Exit codes: 0 fine · 1 a job ended failed or cancelled · 2 wrong usage or settings · 3 the server refused, or what it
+Exit codes: 0 fine · 1 a job ended failed or cancelled, or `up` cannot start · 2 wrong usage or settings · 3 the server refused, or what it
 sent does not hold · 4 the server or the database cannot be reached.
 """
 

@@ -30,7 +30,7 @@ from app.services.keys import ensure_first_key
 
 _API_START_SECONDS = 60.0
 _API_STOP_SECONDS = 15.0  # uvicorn gives running requests 10
-_WORKER_STOP_SECONDS = 30.0  # two to hand its job back, and more while the database or the disk is slow
+_WORKER_STOP_SECONDS = 30.0  # to hand its job back, also while the database or the disk is slow
 _LARGEST_LOG_BYTES = 10_000_000
 
 
