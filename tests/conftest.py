@@ -27,7 +27,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 QUICK: Mapping[str, str] = {
     "SECATEUR_HEARTBEAT_SECONDS": "0.1",
     "SECATEUR_LEASE_SECONDS": "10",
-    "SECATEUR_SWEEP_SECONDS": "0.2",
+    "SECATEUR_SWEEP_SECONDS": "1",
     "SECATEUR_WORKER_THREADS": "1",
 }
 """Settings under which nobody waits long."""
