@@ -50,4 +50,4 @@ RUN chown --recursive secateur .
 USER secateur
 HEALTHCHECK NONE
 # Without what a container cannot do.
-CMD ["python", "-m", "pytest", "-m", "not chaos and not host"]
+CMD ["python", "-m", "pytest", "-m", "not acceptance and not chaos and not host"]

@@ -16,11 +16,11 @@ JOBS ?= 80
 FAULTS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint types up clean
+.PHONY: help setup demo test acceptance chaos lint types up clean
 
 help: ## Show this list
 	@echo 'make TARGET, of which there are:'
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F '|' '{ printf "%-9s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F '|' '{ printf "%-10s %s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## Make the virtual environment in .venv, or bring it up to date
 
@@ -29,6 +29,9 @@ demo: $(STAMP) ## Train, prune and compare through the real service: [DATASET=di
 
 test: lint types ## Check everything: lint, types and all tests; ARGS='-k name -x' go to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+acceptance: $(STAMP) ## Check what takes longer: experiment, demo, slow faults; ARGS go to pytest, TEST_DATA_DIR=folder takes MNIST
+	$(BIN)/python -m pytest -m 'acceptance or chaos' $(ARGS)
 
 chaos: $(STAMP) ## Short jobs under random faults, and the verdict: [SEED=…] [JOBS=80] [FAULTS=100]
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --jobs $(JOBS) --faults $(FAULTS)

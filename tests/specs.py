@@ -18,6 +18,7 @@ def train_spec(**overrides: Any) -> Document:
         "model": {"architecture": "cnn", "channels": [4, 4, 8], "hidden": 16},
         "training": {"epochs": 1},
         "pruning": {"method": "threshold", "threshold": 0.01},
+        "histogram": {"tensors": ["fc2.weight"]},
         **overrides,
     }
 
@@ -27,6 +28,7 @@ def prune_spec(source: str, **overrides: Any) -> Document:
         "kind": "prune",
         "source": {"job_id": source, "artifact": "dense.safetensors"},
         "pruning": {"method": "threshold", "threshold": 0.05},
+        "histogram": {"tensors": ["fc2.weight"]},
         **overrides,
     }
 

@@ -12,7 +12,7 @@ from app.db.session import make_engine, make_sessions
 from app.queue import Queue, make_celery
 from app.storage import LocalStore
 from worker import identity
-from worker.engine import device
+from worker.engine import device, pipeline
 from worker.engine.data import DatasetStore
 from worker.engine.export import versions
 from worker.presence import Identity, Presence
@@ -42,6 +42,7 @@ class JobProcess:
             checkpoint_seconds=settings.checkpoint_seconds,
             wake=self._queue.wake,
         )
+        pipeline.warm_up()
         chosen = device.choose("auto")
         described = Identity(identity.worker_id(), chosen.type, device.name_of(chosen), threads, versions())
         self._presence = Presence(sessions, described)

@@ -18,7 +18,7 @@ from app.contract.datasets import DatasetName
 from tests.acceptance.conftest import PATIENCE_SECONDS, Experiment, Finished
 from worker.engine.data import DatasetStore
 
-pytestmark = [pytest.mark.mnist, pytest.mark.timeout(3 * PATIENCE_SECONDS)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.mnist, pytest.mark.timeout(3 * PATIENCE_SECONDS)]
 
 
 class SourceNetwork(nn.Module):

@@ -15,7 +15,7 @@ import pytest
 from app.contract.report import Comparison, Manifest, Report
 from app.demo import FOLDERS
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 COMMAND = [sys.executable, "-m", "app.cli", "demo"]
 
 

@@ -30,10 +30,14 @@ def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster
 
 
 @pytest.fixture
-def cluster(shared_cluster: Cluster) -> Cluster:
-    """A service with two workers, all of it well, however the test before has left it."""
+def cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
+    """A service with two workers, all of it well and idle, however the test before has left it."""
     shared_cluster.wait_until_ready(workers=WORKERS)
-    return shared_cluster
+    yield shared_cluster
+    shared_cluster.wait_until_ready(workers=WORKERS)
+    for job in shared_cluster.all_jobs():
+        if not job["done"]:
+            shared_cluster.cancel(job["id"])
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ SLOW = pytest.mark.chaos
 """For CI and on request."""
 
 
-@pytest.mark.parametrize("epoch", [1, *(pytest.param(epoch, marks=SLOW) for epoch in (2, 3, 4)), 5])
+@pytest.mark.parametrize("epoch", [1, *(pytest.param(epoch, marks=SLOW) for epoch in (2, 3, 4, 5))])
 def test_killed_in_any_epoch_a_training_gives_the_same_bits(cluster: Cluster, undisturbed: str, epoch: int) -> None:
     job_id = cluster.at_work(FIVE_EPOCHS, epochs=epoch)
     cluster.process_of(job_id).kill()
@@ -67,6 +67,7 @@ def test_a_killed_job_process_costs_its_job_six_seconds_at_most(cluster: Cluster
     cluster.wait_until_tidy(job)
 
 
+@SLOW
 def test_a_killed_worker_loses_its_job_to_another_when_the_lease_is_over(cluster: Cluster, undisturbed: str) -> None:
     job_id = cluster.at_work(FIVE_EPOCHS, epochs=1)
     cluster.worker_of(job_id).kill()
@@ -121,6 +122,7 @@ def test_a_job_that_kills_its_process_each_time_fails_and_the_queue_moves_on(clu
     finished(cluster.http, train_spec())
 
 
+@SLOW
 def test_a_failed_job_is_retried_from_where_it_was(cluster: Cluster, undisturbed: str) -> None:
     job_id = submit(cluster.http, FIVE_EPOCHS)["id"]
     for attempt in (1, 2, 3):

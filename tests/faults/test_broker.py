@@ -61,6 +61,7 @@ def test_after_flushall_what_is_queued_is_published_again_within_a_sweep(cluster
     assert ended(cluster.http, waiting)["status"] == "succeeded"
 
 
+@SLOW
 def test_a_message_that_is_lost_between_broker_and_worker_is_sent_again(cluster: Cluster) -> None:
     job_id = wait_until(lambda: _with_lost_message(cluster), timeout=60, what="a message is lost")
     assert ended(cluster.http, job_id, timeout=60)["status"] == "succeeded"

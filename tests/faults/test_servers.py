@@ -25,6 +25,7 @@ SLOW = pytest.mark.chaos
 """For CI and on request."""
 
 
+@SLOW
 def test_a_database_that_is_killed_and_comes_back_interrupts_no_job(cluster: Cluster, undisturbed: str) -> None:
     job_id = cluster.at_work(FIVE_EPOCHS, epochs=1)
     postgres = cluster.stack.children["postgres"]

@@ -41,6 +41,7 @@ datetime.datetime = Ahead
 """
 
 
+@pytest.mark.chaos
 def test_a_job_that_does_not_hear_of_its_cancel_is_ended_with_its_process(cluster: Cluster) -> None:
     job_id = cluster.at_work()
     deaf, worker = cluster.process_of(job_id), cluster.worker_of(job_id)
@@ -75,6 +76,7 @@ def test_a_worker_that_takes_no_messages_ends_itself(cluster: Cluster, tmp_path:
     assert "messages wait and this worker takes none" in (tmp_path / "log").read_text()
 
 
+@pytest.mark.chaos
 def test_a_worker_whose_job_processes_cannot_be_set_up_takes_no_message_and_ends_itself(
     cluster: Cluster, tmp_path: Path
 ) -> None:

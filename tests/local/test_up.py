@@ -59,6 +59,7 @@ def test_after_a_kill_the_next_start_ends_what_is_left_and_finds_all_again(state
         assert all_gone(family)
 
 
+@pytest.mark.chaos
 def test_a_training_goes_on_after_all_of_it_was_killed(state_dir: Path, tmp_path: Path) -> None:
     with running_up(state_dir, tmp_path / "first") as up, _client(up.url, state_dir) as http:
         job_id = submit(http, train_spec(training={"epochs": 30}))["id"]

@@ -42,7 +42,7 @@ def test_a_disk_that_is_too_small_is_told_before_the_start(
 def test_a_disk_that_fills_up_costs_the_checkpoints_then_the_job_and_leaves_nothing(
     database_url: str, submit: Submit, read: Read, tmp_path: Path
 ) -> None:
-    job_id = submit(train_spec(training={"epochs": 40}))
+    job_id = submit(train_spec(training={"epochs": 8}))
     left = run_on_small_disk(tmp_path, PROGRAM, database_url, tmp_path, job_id, "yes", megabytes=ENOUGH_TO_START)
     error = _error(read, job_id)
     kept = [checkpoint["name"] for checkpoint in read(job_id).checkpoints]

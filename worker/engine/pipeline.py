@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from app.contract.datasets import DatasetName
 from app.contract.report import Accuracy, EpochMetrics, Receipt, Report, Resume
 from app.contract.result import CompareResult, NetworkResult
-from app.contract.spec import CheckpointRef, CompareSpec, ModelSpec, PruneSpec, Pruning, TrainSpec
+from app.contract.spec import CheckpointRef, CompareSpec, ModelSpec, PruneSpec, Pruning, TrainingSpec, TrainSpec
 from app.contract.status import Phase
 from worker.engine import checkpoint, device
 from worker.engine.artifacts import Outcome, network_files, parameters_of
@@ -58,6 +58,14 @@ def run(
         stage = _Stage(device.choose(wanted), datasets, inputs, out, observer, recovery)
         with reproducible(stage.device):
             return _train(spec, stage) if isinstance(spec, TrainSpec) else _prune(spec, stage)
+
+
+def warm_up() -> None:
+    """One step of a tiny training: PyTorch loads much of itself only then, two seconds that no job should wait for."""
+    chosen = device.choose("auto")
+    with reproducible(chosen):
+        images, labels = torch.zeros(2, 1, 28, 28, device=chosen), torch.zeros(2, dtype=torch.int64, device=chosen)
+        train(Cnn((1, 1, 1), 1).to(chosen), images, labels, TrainingSpec(epochs=1), None, _SILENT)
 
 
 @dataclass(frozen=True, eq=False)
