@@ -69,7 +69,7 @@ def run(spec: Document, folder: Path, inputs: Mapping[str, Path] | None = None, 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A small network trained on digits without a penalty, and pruned."""
-    spec = train_spec(display_name="plain", training={"epochs": 2})
+    spec = train_spec(display_name="plain", histogram={}, training={"epochs": 2})
     return run(spec, tmp_path_factory.mktemp("engine") / "plain")
 
 
@@ -77,14 +77,14 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def l1(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The same with an L1 penalty strong enough to empty tensors in a few epochs."""
     penalty = {"penalty": "l1", "strength": 0.05}
-    spec = train_spec(display_name="l1", training={"epochs": 8}, regularization=penalty)
+    spec = train_spec(display_name="l1", histogram={}, training={"epochs": 8}, regularization=penalty)
     return run(spec, tmp_path_factory.mktemp("engine") / "l1")
 
 
 @pytest.fixture(scope="session")
 def pruned_again(plain: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The plain run's dense network, pruned harder."""
-    spec = prune_spec(JOBS["plain"], dataset={"name": "digits"})
+    spec = prune_spec(JOBS["plain"], histogram={}, dataset={"name": "digits"})
     return run(spec, tmp_path_factory.mktemp("engine") / "pruned", {JOBS["plain"]: plain.folder})
 
 
