@@ -142,15 +142,16 @@ class Overseer:
                 continue
 
     def _watch(self, *, has_lease: bool, pids: Sequence[int]) -> None:
-        """End the worker when messages wait and it takes none: it has no task, or one that is no job's attempt."""
-        broker = None if has_lease else self._queue.look()
-        taken = self._consumer.tasks_taken() if broker and broker.waiting else None
-        busy = self._consumer.is_busy()
-        if self._idle.is_over(None if busy else taken) or self._stuck.is_over(taken if busy else None):
-            self._end_worker(pids)
+        """End the worker when messages wait and it takes none, or when one that it took leads to no attempt."""
+        taken, busy = self._consumer.tasks_taken(), self._consumer.is_busy()
+        broker = None if has_lease or busy else self._queue.look()
+        if self._idle.is_over(taken if broker and broker.waiting else None):
+            self._end_worker("messages wait and this worker takes none", pids)
+        if self._stuck.is_over(taken if busy and not has_lease else None):
+            self._end_worker("a message was taken and no attempt comes of it", pids)
 
-    def _end_worker(self, pids: Sequence[int]) -> None:
-        logger.critical("messages wait and this worker takes none: ending it")
+    def _end_worker(self, why: str, pids: Sequence[int]) -> None:
+        logger.critical("ending this worker: %s", why)
         self._signal(signal.SIGKILL, None, pids)
         # The main thread may hang anywhere: nothing of it can be relied upon to end.
         os._exit(EXIT_CODE)

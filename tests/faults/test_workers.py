@@ -73,7 +73,7 @@ def test_a_worker_that_takes_no_messages_ends_itself(cluster: Cluster, tmp_path:
     with _only_worker(cluster, tmp_path, app="hanging:celery", SECATEUR_WATCHDOG_SECONDS="3") as process:
         submit(cluster.http, train_spec())
         assert process.wait(timeout=60) == 70
-    assert "messages wait and this worker takes none" in (tmp_path / "log").read_text()
+    assert "ending this worker: messages wait and this worker takes none" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.chaos
@@ -85,8 +85,10 @@ def test_a_worker_whose_job_processes_cannot_be_set_up_takes_no_message_and_ends
     )  # the process that receives messages has no need of it
     with _only_worker(cluster, tmp_path, SECATEUR_WATCHDOG_SECONDS="3") as process:
         job_id = submit(cluster.http, train_spec())["id"]
-        assert process.wait(timeout=90) == os.EX_SOFTWARE
-    assert "a job process could not be set up" in (tmp_path / "log").read_text()
+        assert process.wait(timeout=120) == os.EX_SOFTWARE
+    log = (tmp_path / "log").read_text()
+    assert "a job process could not be set up" in log
+    assert "ending this worker: a message was taken and no attempt comes of it" in log
     job = ended(cluster.http, job_id)
     assert (job["status"], job["attempt"]) == ("succeeded", 1)
 
