@@ -71,6 +71,7 @@ def test_a_client_that_leaves_amid_its_body_leaves_no_job(hasty: Stack) -> None:
         assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.chaos
 def test_a_slow_download_does_not_hold_up_a_stop(tmp_path: Path) -> None:
     with stack(state_dir=tmp_path / "state", workers=1, durable=False, env=QUICK, notify=lambda _: None) as running:
         spec = train_spec(model={"architecture": "cnn", "channels": [4, 4, 16], "hidden": 4096})
