@@ -45,6 +45,8 @@ def _failed(session: Session, where: ColumnElement[bool], code: FailureCode, mes
 def sweep(session: Session, *, max_attempts: int) -> dict[str, list[str]]:
     """Give every job that is stuck its way out. Returns the ids by action."""
     overdue = and_(JobRow.status.in_(LEASED), JobRow.lease_expires_at <= now())
+    # Asked again by each statement: a lease may run out between two of them.
+    may_go_on = JobRow.crashes + 1 < max_attempts
     running = JobRow.status == Status.RUNNING
     late = or_(overdue, JobRow.cancel_deadline < now(), JobRow.runtime_deadline < now())
     return {
@@ -63,13 +65,13 @@ def sweep(session: Session, *, max_attempts: int) -> dict[str, list[str]]:
         ),
         "worker_lost": _failed(
             session,
-            and_(overdue, running, JobRow.crashes + 1 >= max_attempts),
+            and_(overdue, running, ~may_go_on),
             FailureCode.WORKER_LOST,
             f"The worker was lost {max_attempts} times while it ran this job: it may need more memory than there is.",
         ),
         "requeued": _moved(
             session,
-            and_(overdue, running),
+            and_(overdue, running, may_go_on),
             requeued() | {"crashes": JobRow.crashes + 1},
             NewEvent("requeued", {"reason": "lease_expired"}, "warning"),
         ),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.contract.failure import FailureCode
@@ -125,6 +125,28 @@ def test_any_number_of_sweepers_move_each_job_once(made: Jobs, both: Callable[..
 
     assert Counter(job_id for each in swept for job_id in each) == Counter(ids)
     assert {made.row(job_id).crashes for job_id in ids} == {1}
+
+
+def test_a_lease_that_runs_out_amid_a_sweep_does_not_give_a_job_one_more_attempt(
+    made: Jobs, sessions: sessionmaker[Session]
+) -> None:
+    job_id = made.running()
+    with sessions.begin() as session:
+        session.execute(text("UPDATE jobs SET crashes = 2"))
+    engine = sessions.kw["bind"]
+    expired = list[str]()
+
+    def expire(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "crashes" in statement and not expired:  # those that have had all their attempts were just looked for
+            expired.append(statement)
+            made.past(job_id, "lease_expires_at")
+
+    event.listen(engine, "after_cursor_execute", expire)
+    first = _sweep(made)
+    event.remove(engine, "after_cursor_execute", expire)
+
+    assert expired
+    assert (first, _sweep(made)) == (NOTHING, NOTHING | {"worker_lost": [job_id]})
 
 
 def test_a_sweep_takes_a_bounded_number_the_longest_waiting_first(made: Jobs) -> None:
