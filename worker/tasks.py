@@ -33,7 +33,7 @@ def register(celery: Celery, settings: Settings) -> None:
             process.append(JobProcess(settings))
         except BaseException:
             # Celery would swallow it and let this process fail every job that it is given. Without one that is ready,
-            # the worker takes no message, which its overseer sees.
+            # no attempt comes of the message that the worker holds, which its overseer sees.
             logger.critical("a job process could not be set up", exc_info=True)
             os._exit(os.EX_SOFTWARE)
 

@@ -77,7 +77,7 @@ def test_a_worker_that_takes_no_messages_ends_itself(cluster: Cluster, tmp_path:
 
 
 @pytest.mark.chaos
-def test_a_worker_whose_job_processes_cannot_be_set_up_takes_no_message_and_ends_itself(
+def test_a_worker_whose_job_processes_cannot_be_set_up_fails_no_job_and_ends_itself(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     (tmp_path / "torch.py").write_text(
