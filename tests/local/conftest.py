@@ -47,6 +47,16 @@ class Up:
         self.process.send_signal(number)
         return self.process.wait(STOP_SECONDS)
 
+    def kill_all(self) -> None:
+        """Kill it and all that it started, as a machine does that loses its power."""
+        family = self.family()
+        self.process.kill()
+        for member in family:
+            # What its parent takes along is gone before its turn.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        self.process.wait()
+
 
 @contextmanager
 def starting_up(state_dir: Path, output: Path) -> Iterator[Up]:
@@ -54,10 +64,12 @@ def starting_up(state_dir: Path, output: Path) -> Iterator[Up]:
     command = [sys.executable, "-m", "app.cli", "up", "--port", "0", "--state-dir", str(state_dir)]
     with output.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+    up = Up(process, output)
     try:
-        yield Up(process, output)
+        yield up
     finally:
-        _clean(process)
+        if process.poll() is None:  # a failed test left it
+            up.kill_all()
 
 
 @contextmanager
@@ -68,16 +80,6 @@ def running_up(state_dir: Path, output: Path) -> Iterator[Up]:
         wait_until(lambda: "\nSubmit " in up.text or up.process.poll(), timeout=60, what="up is running")
         assert up.process.poll() is None, up.text
         yield up
-
-
-def _clean(process: subprocess.Popen[bytes]) -> None:
-    """Whatever a failed test left."""
-    if process.poll() is None:
-        family = psutil.Process(process.pid).children(recursive=True)
-        for member in [*family, psutil.Process(process.pid)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-        process.wait()
 
 
 def refused_up(*arguments: object) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
-import psutil
 import pytest
 
 from app.local import Stack
@@ -65,9 +64,7 @@ def test_a_training_goes_on_after_all_of_it_was_killed(state_dir: Path, tmp_path
         job_id = submit(http, train_spec(training={"epochs": 30}))["id"]
         wait_until(lambda: _epochs(http, job_id) >= 2, timeout=60, what="it has trained two epochs")
         began = time.monotonic()
-        for member in [psutil.Process(up.process.pid), *up.family()]:
-            member.kill()
-        up.process.wait()
+        up.kill_all()
     with running_up(state_dir, tmp_path / "second") as up, _client(up.url, state_dir) as http:
         job = ended(http, job_id)
         # The default lease is 60 s: a new stack knows that the workers of the old one are gone.
