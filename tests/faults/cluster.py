@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -162,18 +163,27 @@ class Cluster:
             return int(broker.llen(QUEUE))
 
     def wait_until_ready(self, *, workers: int) -> None:
-        """Everything answers and each worker has a job process that has told of itself."""
+        """Everything answers and each worker has a job process that takes jobs."""
 
         def ready() -> bool:
             try:
                 system = self.http.get("/v1/system").json()
-            except httpx.HTTPError:
+                told = {row["id"].split(":")[1]: row["last_seen_at"] for row in system.get("workers", [])}
+                ready = [worker for worker in self.workers() if _is_ready(worker, told.get(str(worker.pid)))]
+            except (httpx.HTTPError, psutil.NoSuchProcess):
                 return False
-            names = {f":{worker.pid}:" for worker in self.workers()}
-            alive = [w["id"] for w in system.get("workers", []) if w["alive"] and any(n in w["id"] for n in names)]
-            return bool(system.get("broker")) and len(alive) == workers == len(self.job_processes())
+            return bool(system.get("broker")) and len(ready) == workers
 
         wait_until(ready, timeout=60, what="the service is whole")
+
+
+def _is_ready(worker: psutil.Process, last_seen_at: str | None) -> bool:
+    """Whether its job process has told of itself, which it does once it has opened all that a job needs: seconds after
+    it began, while the sign of life of one that was killed before it still looks fresh."""
+    job_processes = [child for child in worker.children() if _runs_jobs(child)]
+    if len(job_processes) != 1 or last_seen_at is None:
+        return False
+    return datetime.fromisoformat(last_seen_at).timestamp() > job_processes[0].create_time()
 
 
 def _runs_jobs(process: psutil.Process) -> bool:
