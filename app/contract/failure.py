@@ -17,6 +17,7 @@ class FailureCode(StrEnum):
     DATASET_UNAVAILABLE = "dataset_unavailable"
     DEVICE_UNAVAILABLE = "device_unavailable"
     INVALID_CHECKPOINT = "invalid_checkpoint"
+    PRUNING_IMPOSSIBLE = "pruning_impossible"
     ARTIFACT_CORRUPT = "artifact_corrupt"
     INTERNAL_ERROR = "internal_error"
 

@@ -1,32 +1,37 @@
-"""Job specs: what a client asks for. Frozen, closed (unknown fields are refused), every number bounded and finite.
-
-`pruning` and `regularization` are tagged on the wire (`method`, `penalty`) although each has one member today.
-"""
+"""Job specs: what a client asks for. Frozen, closed (unknown fields are refused), every number bounded and finite."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    StringConstraints,
-    TypeAdapter,
-    model_validator,
-)
+from pydantic import Field, StringConstraints, TypeAdapter, model_validator
 
+from app.contract.closed import NO_REPEATS, UNIQUE, Closed
 from app.contract.datasets import DATASETS, DatasetName
-from app.contract.network import PARAMETER_NAMES, macs_per_image, parameter_count
+from app.contract.network import PARAMETER_NAMES, macs_per_image, parameter_count, parameter_shapes
+from app.contract.pruning import (
+    WEIGHT_MATRICES,
+    Gradual,
+    Iterative,
+    OneShot,
+    Pruning,
+    SnipPruning,
+    TaylorPruning,
+    TensorName,
+    misfit,
+)
+from app.contract.training import FineTuningSpec, Regularization, TrainingSpec
 
 SPEC_VERSION = 1
 
 MAX_TRAINING_MACS = 10**16
 """Most multiply-accumulates that one job may ask for: three thousand times the default run on MNIST."""
+
+MAX_EPOCHS = 5_000
+"""Of all courses of training. Each has a line in the metrics, and each checkpoint has them all."""
 
 JOB_ID_PATTERN = r"^job_[0-9a-f]{32}$"
 
@@ -38,17 +43,32 @@ DisplayName = Annotated[
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?$")]
 LabelValue = Annotated[str, StringConstraints(max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
 Channels = Annotated[int, Field(ge=1, le=512)]
-TensorName = Literal[PARAMETER_NAMES]  # type: ignore[valid-type]
-
-
-class Closed(BaseModel):
-    """Refuses what it does not know, and anything that would have to be guessed (`"5"` is no number)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DatasetSpec(Closed):
     name: Annotated[DatasetName, Field(strict=False)]
+    validation_images: Annotated[
+        int,
+        Field(
+            ge=0,
+            lt=60_000,
+            description="So many training images are not trained on but measured after each epoch; always the same "
+            "ones of a data set, whatever the seed.",
+        ),
+    ] = 0
+
+    @property
+    def training_images(self) -> int:
+        return DATASETS[self.name].train_images - self.validation_images
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train_on(self) -> DatasetSpec:
+        if self.training_images < 1:
+            raise ValueError(
+                f"validation_images is {self.validation_images}, and {self.name} has "
+                f"{DATASETS[self.name].train_images} training images: take fewer"
+            )
+        return self
 
 
 class ModelSpec(Closed):
@@ -76,59 +96,6 @@ class CheckpointRef(Closed):
     artifact: Literal["model.safetensors", "dense.safetensors"] = "model.safetensors"
 
 
-class TrainingSpec(Closed):
-    epochs: Annotated[int, Field(ge=1, le=1000)] = 5
-    batch_size: Annotated[int, Field(ge=1, le=4096)] = 100
-    learning_rate: Annotated[float, Field(gt=0, le=10, description="Adam's learning rate.")] = 0.001
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], Field(description="`auto` takes a GPU where the worker has one.")
-    ] = "auto"
-
-
-class L1Penalty(Closed):
-    """Adds strength·Σ|p| over all trainable parameters (weights, biases, BatchNorm scale and shift) to the loss.
-
-    The gradient form shrinks values towards zero but leaves none at exactly zero: prune to get zeros.
-    """
-
-    penalty: Literal["l1"]
-    strength: Annotated[float, Field(gt=0, le=1)] = 0.001
-
-
-Regularization: TypeAlias = L1Penalty
-
-ParameterKind = Literal["weight", "bias"]
-LayerKind = Literal["conv", "batchnorm", "linear"]
-
-
-def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(values)) != len(values):
-        raise ValueError("entries must not repeat")
-    return values
-
-
-NO_REPEATS = AfterValidator(_distinct)
-UNIQUE: dict[str, JsonValue] = {"uniqueItems": True}
-"""The same for readers of the JSON Schema."""
-
-
-class ThresholdPruning(Closed):
-    """Sets an entry w to 0 where −threshold ≤ w ≤ threshold, both ends included."""
-
-    method: Literal["threshold"]
-    threshold: Annotated[float, Field(ge=0, le=1000)] = 0.01
-    parameters: Annotated[
-        tuple[ParameterKind, ...], Field(min_length=1, max_length=2, json_schema_extra=UNIQUE), NO_REPEATS
-    ] = ("weight", "bias")
-    layers: Annotated[
-        tuple[LayerKind, ...], Field(min_length=1, max_length=3, json_schema_extra=UNIQUE), NO_REPEATS
-    ] = ("conv", "batchnorm", "linear")
-
-
-Pruning: TypeAlias = ThresholdPruning
-
-
 class HistogramSpec(Closed):
     """Which tensors' weight distributions are counted and drawn, and with how many evenly spaced centres."""
 
@@ -142,6 +109,27 @@ class HistogramSpec(Closed):
     bins: Annotated[int, Field(ge=2, le=4096)] = 256
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class SensitivitySpec(Closed):
+    """Accuracy at each of these sparsities of each weight tensor alone, on the validation images if there are any."""
+
+    sparsities: Annotated[
+        tuple[Share, ...], Field(min_length=1, max_length=32, json_schema_extra=UNIQUE), NO_REPEATS
+    ] = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+
+
+Measured: TypeAlias = Annotated[
+    SensitivitySpec | None,
+    Field(description="How much each layer minds being pruned, by an evaluation for each point; null leaves it out."),
+]
+FineTuning: TypeAlias = Annotated[
+    FineTuningSpec | None,
+    Field(description="Training of what the pruning left, without a penalty. The mask holds throughout."),
+]
+
+
 class Limits(Closed):
     max_queue_seconds: Annotated[int, Field(ge=1, le=604_800)] = 86_400
     max_runtime_seconds: Annotated[int, Field(ge=1, le=604_800)] = 86_400
@@ -151,12 +139,12 @@ class JobSpec(Closed):
     """What every kind of job has."""
 
     display_name: DisplayName | None = None
-    labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] = {}
+    labels: dict[LabelKey, LabelValue] = Field({}, max_length=16)
     limits: Limits = Limits()
 
 
 class TrainSpec(JobSpec):
-    """Train the network, optionally with a penalty, and optionally prune it afterwards."""
+    """Train the network, optionally with a penalty, and optionally prune it, in one of three schedules."""
 
     kind: Literal["train"]
     dataset: DatasetSpec
@@ -167,31 +155,152 @@ class TrainSpec(JobSpec):
     training: TrainingSpec = TrainingSpec()
     regularization: Regularization | None = None
     pruning: Pruning | None = None
+    fine_tuning: FineTuning = None
     histogram: HistogramSpec = HistogramSpec()
+    sensitivity: Measured = None
+
+    @property
+    def epochs(self) -> int:
+        """Of all courses of training."""
+        return self.training.epochs + _tuning_epochs(self)
 
     @property
     def training_macs(self) -> int:
-        """Multiply-accumulates of the whole training: a backward pass costs about twice a forward pass."""
-        return 3 * self.model.macs * DATASETS[self.dataset.name].train_images * self.training.epochs
+        """Multiply-accumulates of all training, with what validates and scores in it."""
+        return _training_macs(self, self.model.macs, self.dataset)
 
     @model_validator(mode="after")
-    def _within_budget(self) -> TrainSpec:
-        if self.training_macs > MAX_TRAINING_MACS:
+    def _fits_together(self) -> TrainSpec:
+        _refuse_too_much(self.training_macs, self.epochs)
+        _refuse_unselectable(self.training, self.dataset, "training")
+        _refuse_unselectable(self.fine_tuning, self.dataset, "fine_tuning")
+        if self.pruning is None:
+            if self.fine_tuning is not None:
+                raise ValueError("fine_tuning trains what a pruning has left: give a pruning too")
+            return self
+        shapes = parameter_shapes(self.model.channels, self.model.hidden)
+        if reason := misfit(self.pruning, shapes):
+            raise ValueError(reason)
+        schedule = self.pruning.schedule
+        if isinstance(schedule, OneShot) and schedule.when == "before-training" and self.fine_tuning is not None:
             raise ValueError(
-                f"epochs × images × network size asks for {self.training_macs:.2e} multiply-accumulates, "
-                f"more than the {MAX_TRAINING_MACS:.0e} that one job may use: take fewer epochs or smaller widths"
+                "with a pruning before the training, the training itself tunes what is left: set fine_tuning to null"
             )
+        if isinstance(schedule, Iterative):
+            _refuse_untuned(self.fine_tuning)
+            if (schedule.rewind_epoch or 0) > self.training.epochs:
+                raise ValueError(
+                    f"pruning.schedule.rewind_epoch is {schedule.rewind_epoch}, and training.epochs is "
+                    f"{self.training.epochs}: rewind to an epoch of the training"
+                )
+        if isinstance(schedule, Gradual):
+            _refuse_unended(schedule, self.training, "training")
         return self
 
 
 class PruneSpec(JobSpec):
-    """Prune a checkpoint of an earlier job, without training."""
+    """Prune a checkpoint of an earlier job, and optionally fine-tune what is left."""
 
     kind: Literal["prune"]
     source: CheckpointRef
     pruning: Pruning
-    dataset: Annotated[DatasetSpec | None, Field(description="null evaluates on the source's data set.")] = None
+    fine_tuning: FineTuning = None
+    dataset: Annotated[DatasetSpec | None, Field(description="null takes the source's data set.")] = None
     histogram: HistogramSpec = HistogramSpec()
+    sensitivity: Measured = None
+
+    @property
+    def epochs(self) -> int:
+        """Of all courses of fine-tuning."""
+        return _tuning_epochs(self)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> PruneSpec:
+        schedule = self.pruning.schedule
+        if self.dataset is not None:
+            _refuse_unselectable(self.fine_tuning, self.dataset, "fine_tuning")
+        if isinstance(schedule, OneShot) and schedule.when == "before-training":
+            raise ValueError("a prune job has no training to prune before: set pruning.schedule.when to after-training")
+        if isinstance(schedule, Iterative):
+            _refuse_untuned(self.fine_tuning)
+            if schedule.rewind_epoch is not None:
+                raise ValueError("a prune job has no training to rewind to: set pruning.schedule.rewind_epoch to null")
+        if isinstance(schedule, Gradual):
+            if self.fine_tuning is None:
+                raise ValueError("in a prune job, gradual pruning happens within the fine-tuning: give a fine_tuning")
+            _refuse_unended(schedule, self.fine_tuning, "fine_tuning")
+        return self
+
+
+def _tuning_epochs(spec: TrainSpec | PruneSpec) -> int:
+    if spec.fine_tuning is None or spec.pruning is None:
+        return 0
+    schedule = spec.pruning.schedule
+    return spec.fine_tuning.epochs * (schedule.rounds if isinstance(schedule, Iterative) else 1)
+
+
+def _training_macs(spec: TrainSpec | PruneSpec, macs: int, dataset: DatasetSpec) -> int:
+    """A backward pass costs about twice a forward pass."""
+    trained, validated = spec.epochs * dataset.training_images, spec.epochs * dataset.validation_images
+    return macs * (3 * trained + validated + 3 * _scored_images(spec, dataset) + _sensitivity_images(spec, dataset))
+
+
+def _scored_images(spec: TrainSpec | PruneSpec, dataset: DatasetSpec) -> int:
+    """Of all backward passes for scores."""
+    pruning = spec.pruning
+    if not isinstance(pruning, TaylorPruning | SnipPruning):
+        return 0
+    schedule, times = pruning.schedule, 1
+    if isinstance(schedule, Iterative):
+        times = schedule.rounds
+    course = spec.training if isinstance(spec, TrainSpec) else spec.fine_tuning
+    if isinstance(schedule, Gradual) and course is not None:
+        steps = math.ceil(dataset.training_images / course.batch_size) * (schedule.end_epoch - schedule.begin_epoch)
+        times = math.ceil(steps / schedule.every_steps)
+    return times * min(pruning.images, dataset.training_images)
+
+
+def _sensitivity_images(spec: TrainSpec | PruneSpec, dataset: DatasetSpec) -> int:
+    if spec.sensitivity is None:
+        return 0
+    images = dataset.validation_images or DATASETS[dataset.name].test_images
+    return images * (1 + len(WEIGHT_MATRICES) * len(spec.sensitivity.sparsities))
+
+
+def _refuse_too_much(macs: int, epochs: int) -> None:
+    if epochs > MAX_EPOCHS:
+        raise ValueError(f"all courses together have {epochs} epochs, more than the {MAX_EPOCHS} that one job may have")
+    if macs > MAX_TRAINING_MACS:
+        raise ValueError(
+            f"epochs × images × network size asks for {macs:.2e} multiply-accumulates, "
+            f"more than the {MAX_TRAINING_MACS:.0e} that one job may use: take fewer epochs or smaller widths"
+        )
+
+
+def _refuse_unselectable(course: FineTuningSpec | None, dataset: DatasetSpec, name: str) -> None:
+    if course is not None and course.select == "best" and not dataset.validation_images:
+        raise ValueError(f"{name}.select is best, and there are no images to choose by: set dataset.validation_images")
+
+
+def _refuse_untuned(course: FineTuningSpec | None) -> None:
+    if course is None:
+        raise ValueError("iterative pruning fine-tunes in every round: give a fine_tuning")
+
+
+def _refuse_unended(schedule: Gradual, course: FineTuningSpec, name: str) -> None:
+    if schedule.end_epoch > course.epochs:
+        raise ValueError(
+            f"pruning.schedule.end_epoch is {schedule.end_epoch}, and {name}.epochs is {course.epochs}: "
+            "end the pruning within it"
+        )
+
+
+def refuse_misfit(spec: PruneSpec, model: ModelSpec) -> None:
+    """What a prune spec asks of its source, once the source's widths and data set are known. Raises ValueError."""
+    assert spec.dataset is not None
+    _refuse_too_much(_training_macs(spec, model.macs, spec.dataset), spec.epochs)
+    if reason := misfit(spec.pruning, parameter_shapes(model.channels, model.hidden)):
+        raise ValueError(reason)
 
 
 class CompareSpec(JobSpec):

@@ -47,6 +47,7 @@ class Phase(StrEnum):
     WAITING = "waiting"
     PREPARING_DATA = "preparing_data"
     TRAINING = "training"
+    FINE_TUNING = "fine_tuning"
     EVALUATING = "evaluating"
     PRUNING = "pruning"
     REPORTING = "reporting"

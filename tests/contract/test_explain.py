@@ -40,7 +40,7 @@ def _errors(document: Document | bytes) -> list[FieldError]:
         ({"kind": "compare", "jobs": [JOB, 5]}, "/jobs/1", "string_type", "string"),
         ({"kind": "compare", "jobs": [JOB]}, "/jobs", "too_short", "List should have at least 2 items, not 1"),
         ({"kind": "compare"}, "/jobs", "missing", "required"),
-        (prune_spec(JOB, pruning=None), "/pruning", "model_type", "should be an object"),
+        (prune_spec(JOB, pruning=None), "/pruning", "dict_type", "should be an object"),
         (b"[1]", "", "dict_type", "should be an object"),
     ],
 )

@@ -10,17 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from app.contract.network import PARAMETER_NAMES
-from app.contract.spec import (
-    SPEC,
-    CompareSpec,
-    HistogramSpec,
-    L1Penalty,
-    Limits,
-    PruneSpec,
-    ThresholdPruning,
-    TrainSpec,
-    parse_spec,
-)
+from app.contract.pruning import ThresholdPruning
+from app.contract.spec import SPEC, CompareSpec, HistogramSpec, Limits, PruneSpec, TrainSpec, parse_spec
+from app.contract.training import L1Penalty
 from tests.specs import Document
 
 JOB = "job_" + "0" * 32
@@ -55,12 +47,25 @@ def test_a_train_spec_needs_nothing_but_its_data_set() -> None:
         "kind": "train",
         "display_name": None,
         "labels": {},
-        "dataset": {"name": "digits"},
+        "dataset": {"name": "digits", "validation_images": 0},
         "model": {"architecture": "cnn", "channels": [16, 16, 32], "hidden": 300},
         "initial": None,
-        "training": {"epochs": 5, "batch_size": 100, "learning_rate": 0.001, "seed": 0, "device": "auto"},
+        "training": {
+            "epochs": 5,
+            "batch_size": 100,
+            "learning_rate": 0.001,
+            "learning_rate_schedule": "constant",
+            "warmup_epochs": 0,
+            "optimizer": {"name": "adam"},
+            "label_smoothing": 0.0,
+            "random_shift": 0,
+            "select": "last",
+            "seed": 0,
+            "device": "auto",
+        },
         "regularization": None,
         "pruning": None,
+        "fine_tuning": None,
         "histogram": {"tensors": ["layer2.0.weight", "fc1.weight", "fc2.weight"], "bins": 256},
         "limits": {"max_queue_seconds": 86_400, "max_runtime_seconds": 86_400},
     }

@@ -3,6 +3,7 @@
 EngineError
 ├── DatasetUnavailable    files missing, broken, or not to be fetched
 ├── InvalidCheckpoint     an input checkpoint that is not the network that it should be
+├── PruningImpossible     the network has not the shapes that the pruning needs
 ├── InvalidInput          an input document missing or broken, or of a job that cannot be compared
 ├── NonFiniteLoss         training or evaluation left the range of finite numbers
 ├── DeviceUnavailable     the device asked for is not there
@@ -34,6 +35,10 @@ class DatasetUnavailable(EngineError):
 
 class InvalidCheckpoint(EngineError):
     code = FailureCode.INVALID_CHECKPOINT
+
+
+class PruningImpossible(EngineError):
+    code = FailureCode.PRUNING_IMPOSSIBLE
 
 
 class InvalidInput(EngineError):

@@ -1,0 +1,26 @@
+"""What every part of a spec is made of: models that are frozen, closed and never guess."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue
+
+T = TypeVar("T", str, float)
+
+
+class Closed(BaseModel):
+    """Refuses what it does not know, and anything that would have to be guessed (`"5"` is no number)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("entries must not repeat")
+    return values
+
+
+NO_REPEATS = AfterValidator(_distinct)
+UNIQUE: dict[str, JsonValue] = {"uniqueItems": True}
+"""The same for readers of the JSON Schema."""
