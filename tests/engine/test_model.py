@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from app.contract.network import PARAMETER_NAMES
+from app.contract.pruning import place_of
 from app.contract.spec import ModelSpec
-from worker.engine.model import Cnn, fresh, place_of, skeleton
+from worker.engine.model import Cnn, fresh, skeleton
 
 SOURCE = ModelSpec()
 

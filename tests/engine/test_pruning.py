@@ -10,8 +10,8 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from app.contract.network import PARAMETER_NAMES
-from app.contract.spec import ThresholdPruning
-from worker.engine.pruning import Mask, eligible, prune
+from app.contract.pruning import ThresholdPruning, eligible
+from worker.engine.pruning import Mask, prune
 
 Params = ThresholdPruning
 WEIGHTS = arrays("float32", st.integers(1, 40), elements=st.floats(-2, 2, width=32))
@@ -115,3 +115,29 @@ def test_a_mask_drops_even_what_is_not_finite() -> None:
 
     assert mask.apply({"a": torch.tensor([torch.inf, torch.nan, 1.0])})["a"].tolist() == [0.0, 0.0, 1.0]
     assert mask.kept == {"a": 1}
+
+
+BOTH = Mask({"a": torch.tensor([True, True, False, False])})
+
+
+def test_a_mask_loses_entries() -> None:
+    other = torch.tensor([True, False, True, False])
+
+    assert BOTH.without({"a": other})["a"].tolist() == [False, True, False, False]
+    assert BOTH.without({})["a"].tolist() == BOTH["a"].tolist()
+    assert BOTH["a"].tolist() == [True, True, False, False]
+
+
+def test_a_mask_moves_to_a_device() -> None:
+    moved = BOTH.to(torch.device("meta"))
+
+    assert moved["a"].device.type == "meta"
+    assert BOTH["a"].device.type == "cpu"
+
+
+def test_in_every_round_a_threshold_prunes_the_same() -> None:
+    tensors = {"fc1.weight": torch.tensor([0.001, 0.5, 1.0])}
+
+    for step in (None, 0.0, 0.9):
+        after = prune(Params(method="threshold", threshold=0.5), tensors, Mask.full(tensors), sparsity=step)
+        assert after["fc1.weight"].tolist() == [False, False, True]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from app.contract.network import KERNELS, POOLED
-from app.contract.spec import LayerKind, ModelSpec, ParameterKind
+from app.contract.spec import ModelSpec
 from worker.engine.seeding import seeded
 
 _CLASSES = 10
@@ -49,19 +47,3 @@ def skeleton(model: ModelSpec) -> dict[str, Tensor]:
     """The state dict's names, shapes and types on the meta device: no memory, no values."""
     with torch.device("meta"):
         return Cnn(model.channels, model.hidden).state_dict()
-
-
-class Place(NamedTuple):
-    """Where a trainable tensor sits: `layer2.1.bias` is the bias of layer2.1, a BatchNorm."""
-
-    layer: str
-    layer_kind: LayerKind
-    kind: ParameterKind
-
-
-def place_of(name: str) -> Place:
-    layer, _, kind = name.rpartition(".")
-    parameter: Literal["weight", "bias"] = "weight" if kind == "weight" else "bias"
-    if layer.startswith("fc"):
-        return Place(layer, "linear", parameter)
-    return Place(layer, "conv" if layer.endswith(".0") else "batchnorm", parameter)

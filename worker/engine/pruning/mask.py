@@ -23,6 +23,11 @@ class Mask(Mapping[str, Tensor]):
         """Keeps everything."""
         return cls({name: torch.ones_like(tensor, dtype=torch.bool) for name, tensor in tensors.items()})
 
+    @classmethod
+    def of_nonzero(cls, tensors: Mapping[str, Tensor]) -> Mask:
+        """Keeps what is not zero now."""
+        return cls({name: tensor.detach() != 0 for name, tensor in tensors.items()})
+
     def __getitem__(self, name: str) -> Tensor:
         return self._keep[name]
 
@@ -39,6 +44,12 @@ class Mask(Mapping[str, Tensor]):
     def kept(self) -> dict[str, int]:
         return {name: int(keep.sum()) for name, keep in self.items()}
 
+    @property
+    def sparsity(self) -> float:
+        """Share of all entries that are dropped."""
+        total = sum(keep.numel() for keep in self.values())
+        return (total - sum(self.kept.values())) / total
+
     def apply(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors with +0 wherever the mask keeps nothing; those that it does not name stay as they are."""
         self._refuse_misfit(tensors)
@@ -46,6 +57,13 @@ class Mask(Mapping[str, Tensor]):
             name: torch.where(self[name], tensor, torch.zeros_like(tensor)) if name in self else tensor
             for name, tensor in tensors.items()
         }
+
+    def without(self, dropped: Mapping[str, Tensor]) -> Mask:
+        """Keeps what this mask keeps and `dropped` does not mark with True; tensors that it does not name stay."""
+        return Mask({name: keep & ~dropped[name] if name in dropped else keep for name, keep in self.items()})
+
+    def to(self, device: torch.device) -> Mask:
+        return Mask({name: keep.to(device) for name, keep in self.items()})
 
     def _refuse_misfit(self, tensors: Mapping[str, Tensor]) -> None:
         for name, keep in self.items():
