@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-HEAVY = {"torch", "torchvision", "matplotlib", "numpy", "scikit-learn", "safetensors"}
+HEAVY = {"torch", "torchvision", "matplotlib", "numpy", "onnx", "onnxruntime", "scikit-learn", "safetensors"}
 
 
 @pytest.fixture(scope="session")
