@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.contract.artifacts import ARTIFACTS
 from app.contract.failure import Failure, FailureCode
+from app.contract.report import EpochMetrics
 from app.contract.result import CompareResult, NetworkResult
 from app.contract.spec import CheckpointRef, CompareSpec, PruneSpec, TrainSpec, parse_spec
 from app.contract.status import Phase, Status
@@ -246,6 +247,14 @@ def _described(path: Path) -> NewArtifact:
     return NewArtifact(path.name, kind.role, kind.media_type, path.stat().st_size, sha256_of(path))
 
 
+def _epochs_done(spec: TrainSpec | PruneSpec, last: EpochMetrics) -> int:
+    """Of all courses, since each counts its own."""
+    if last.course == "training" or spec.fine_tuning is None:
+        return last.epoch
+    before = spec.training.epochs if isinstance(spec, TrainSpec) else 0
+    return before + ((last.round or 1) - 1) * spec.fine_tuning.epochs + last.epoch
+
+
 class _Keeper:
     """Writes the states of a training from which a later attempt may go on: one an epoch, more in long ones."""
 
@@ -275,15 +284,15 @@ class _Reporter(Observer):
 
     def __init__(self, heart: Heart, spec: TrainSpec | PruneSpec | CompareSpec, keeper: _Keeper) -> None:
         self._heart, self._keeper = heart, keeper
-        self._epochs = spec.training.epochs if isinstance(spec, TrainSpec) else 0
-        self._training_began = time.monotonic()
+        self._spec = spec
+        self._training_began: float | None = None
         self._done_here = 0
         self._finish_at: str | None = None
 
     def enter(self, phase: Phase) -> None:
         self._heart.check()
         self._heart.enter(phase)
-        if phase is Phase.TRAINING:
+        if phase in (Phase.TRAINING, Phase.FINE_TUNING) and self._training_began is None:
             self._training_began = time.monotonic()
 
     def advance(self, completed: int, total: int, unit: str) -> None:
@@ -299,11 +308,15 @@ class _Reporter(Observer):
             }
         )
 
+    def check(self) -> None:
+        self._heart.check()
+
     def record(self, type: str, data: dict[str, JsonValue]) -> None:
         self._heart.event(NewEvent(type, data))
-        if type == "epoch" and isinstance(done := data["epoch"], int):
+        if type == "epoch" and self._training_began is not None and not isinstance(self._spec, CompareSpec):
             self._done_here += 1  # an attempt that went on from a checkpoint took no time for the epochs before
-            left = (time.monotonic() - self._training_began) / self._done_here * (self._epochs - done)
+            to_do = self._spec.epochs - _epochs_done(self._spec, EpochMetrics.model_validate(data))
+            left = (time.monotonic() - self._training_began) / self._done_here * to_do
             self._finish_at = (datetime.now(UTC) + timedelta(seconds=left)).isoformat()
 
     def checkpoint(self, state: Callable[[], TrainingState], epoch_ended: bool) -> None:

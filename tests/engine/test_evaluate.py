@@ -18,10 +18,11 @@ def test_it_is_the_plain_loop_over_images(count: int) -> None:
     labels = torch.arange(count) % 10
     heard = Listener()
 
-    told = evaluate(network, images, labels, heard)
+    told, predictions = evaluate(network, images, labels, heard)
 
     with torch.no_grad():
         logits = network.eval()(images)
+    assert torch.equal(predictions, logits.argmax(1))
     assert told.correct == int((logits.argmax(1) == labels).sum())
     assert (told.total, told.accuracy) == (count, told.correct / count)
     assert told.loss == pytest.approx(float(functional.cross_entropy(logits, labels)), rel=1e-5)
@@ -43,5 +44,8 @@ class _Overflow(nn.Module):
 
 
 def test_a_loss_that_is_no_number_is_refused() -> None:
+    images, labels = torch.rand(3, 1, 28, 28), torch.zeros(3, dtype=torch.int64)
     with pytest.raises(NonFiniteLoss, match="test images"):
-        evaluate(_Overflow(), torch.rand(3, 1, 28, 28), torch.zeros(3, dtype=torch.int64), Listener())
+        evaluate(_Overflow(), images, labels, Listener())
+    with pytest.raises(NonFiniteLoss, match="validation images"):
+        evaluate(_Overflow(), images, labels, Listener(), of="validation")

@@ -12,7 +12,7 @@ import torch
 
 from app.contract.spec import parse_spec
 from tests.engine.conftest import Listener
-from tests.specs import train_spec
+from tests.specs import Document, train_spec
 from worker.engine import pipeline
 from worker.engine.data import DatasetStore
 from worker.engine.errors import InvalidCheckpoint
@@ -52,10 +52,10 @@ def _interrupted(tmp_path: Path, *steps: int, recovery: Recovery | None = None) 
     return tuple(keeper.files)
 
 
-def _run(out: Path, listener: Listener, recovery: Recovery) -> None:
+def _run(out: Path, listener: Listener, recovery: Recovery, spec: Document = SPEC) -> None:
     out.mkdir(exist_ok=True)
     pipeline.run(
-        parse_spec(SPEC),
+        parse_spec(spec),
         datasets=DatasetStore(None),
         inputs={},
         out=out,
@@ -65,8 +65,12 @@ def _run(out: Path, listener: Listener, recovery: Recovery) -> None:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    names = ("model.safetensors", "dense.safetensors", "model.pt", "report.json", "histogram.json", "histogram.png")
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    names = ("model.safetensors", "dense.safetensors", "model.pt", "packed.npz", "histogram.json", "histogram.png")
+    report = json.loads((folder / "report.json").read_text()) | {"latency": None}
+    return {
+        **{name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names},
+        "report": json.dumps(report),
+    }
 
 
 def _metrics(folder: Path) -> list[dict[str, float]]:
@@ -153,6 +157,71 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(tmp_path: Path) -> None:
     checkpoints = _interrupted(tmp_path, 5)
     assert Recovery(2, checkpoints).latest("0" * 64) is None
     assert Recovery(2, checkpoints).latest(load(checkpoints[0]).origin.dataset_sha256) is not None
+
+
+STAGED: dict[str, Document] = {
+    "fine-tuned": {
+        "pruning": {"method": "taylor", "sparsity": 0.8, "recalibrate_batchnorm": True},
+        "fine_tuning": {"epochs": 2, "learning_rate_schedule": "cosine", "random_shift": 1, "select": "best"},
+    },
+    "rewound": {
+        "pruning": {
+            "method": "magnitude",
+            "sparsity": 0.8,
+            "schedule": {"name": "iterative", "rounds": 2, "rewind_epoch": 1},
+        },
+        "fine_tuning": {"epochs": 1, "optimizer": {"name": "sgd"}},
+    },
+    "gradual": {
+        "pruning": {
+            "method": "magnitude",
+            "sparsity": 0.8,
+            "schedule": {"name": "gradual", "begin_epoch": 1, "end_epoch": 2, "every_steps": 4},
+        },
+        "fine_tuning": {"epochs": 1, "warmup_epochs": 1},
+    },
+    "before": {
+        "pruning": {"method": "snip", "sparsity": 0.5, "schedule": {"name": "one-shot", "when": "before-training"}},
+        "regularization": {"penalty": "l1-proximal"},
+    },
+}
+"""Schedules with more than one stage, on two epochs of training."""
+STAGED_STEPS = 14  # of an epoch, since 100 images are for validation
+
+
+@pytest.mark.parametrize("name", STAGED)
+def test_a_run_of_several_stages_goes_on_from_each_of_its_checkpoints(tmp_path: Path, name: str) -> None:
+    dataset = {"name": "digits", "validation_images": 100}
+    spec = train_spec(dataset=dataset, training={"epochs": 2}, **STAGED[name])
+    keeper = _EveryFew(tmp_path)
+    _run(tmp_path / "whole", keeper, Recovery(), spec)
+    metrics = _metrics(tmp_path / "whole")
+    assert len(keeper.files) == len(metrics) * 2
+
+    for number, checkpoint in enumerate(keeper.files):
+        resumed = Listener()
+        _run(tmp_path / str(number), resumed, Recovery(2, (checkpoint,)), spec)
+        assert _files(tmp_path / str(number)) == _files(tmp_path / "whole"), number
+        assert _metrics(tmp_path / str(number)) == metrics
+        receipt = json.loads((tmp_path / str(number) / "manifest.json").read_text())["receipt"]
+        assert receipt["resumes"][0]["step"] == int(checkpoint.stem)
+        trained = sum(unit == "steps" for _, _, unit in resumed.steps)
+        assert trained == STAGED_STEPS * len(metrics) - int(checkpoint.stem)
+
+
+class _EveryFew(Listener):
+    """Keeps a checkpoint in the midst of each epoch, and at its end."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder, self.files, self._step = folder, list[Path](), 0
+
+    def checkpoint(self, state: Callable[[], TrainingState], epoch_ended: bool) -> None:
+        self._step += 1
+        if epoch_ended or self._step % STAGED_STEPS == 10:
+            path = self.folder / f"{self._step}.pt"
+            path.write_bytes(state().to_bytes())
+            self.files.append(path)
 
 
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from app.contract.spec import ModelSpec
+from app.contract.training import TrainingSpec
 from tests.small_disk import run_on_small_disk
 from tests.specs import Document, train_spec
 from tests.worker.conftest import Read, Submit
 from worker.engine.errors import OutOfMemory
+from worker.engine.plan import Course
 from worker.engine.resources import refuse_what_does_not_fit
 
 PROGRAM = "tests.worker.full_disk"
@@ -54,10 +56,14 @@ def test_a_disk_that_fills_up_costs_the_checkpoints_then_the_job_and_leaves_noth
     assert len(error["details"]["log"]) <= 20
 
 
+def _training(batch_size: int) -> tuple[Course]:
+    return (Course(TrainingSpec.model_construct(batch_size=batch_size)),)
+
+
 def test_a_job_that_does_not_fit_into_memory_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(OutOfMemory, match=r"needs about [\d.]+ GB of memory and the worker has [\d.]+ GB free: take a"):
-        refuse_what_does_not_fit(ModelSpec(), 100_000_000, torch.device("cpu"), tmp_path)
+        refuse_what_does_not_fit(ModelSpec(), _training(100_000_000), torch.device("cpu"), tmp_path)
 
 
 def test_the_networks_that_people_train_fit(tmp_path: Path) -> None:
-    refuse_what_does_not_fit(ModelSpec(), 100, torch.device("cpu"), tmp_path)
+    refuse_what_does_not_fit(ModelSpec(), _training(100), torch.device("cpu"), tmp_path)

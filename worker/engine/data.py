@@ -19,6 +19,7 @@ from app.contract.datasets import DATASETS, DatasetInfo, DatasetName
 from worker.engine.digits import load_digits
 from worker.engine.errors import DatasetUnavailable
 from worker.engine.idx import BrokenIdx, read_images, read_labels
+from worker.engine.seeding import generator
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _TORCHVISION_CLASSES = {
@@ -55,6 +56,16 @@ class Dataset:
             test_labels=torch.from_numpy(test_labels.astype(np.int64)),
             sha256=digest(arrays),
         )
+
+    def split(self, validation_images: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Images and labels to train on, and those to validate with: the same for every seed, since a recipe is chosen
+        by them, and at random, since a data set may lie sorted by class."""
+        if not validation_images:
+            return (self.train_images, self.train_labels), (self.train_images[:0], self.train_labels[:0])
+        order = torch.randperm(len(self.train_labels), generator=generator(0, "validation"))
+        chosen, rest = (part.sort().values for part in (order[:validation_images], order[validation_images:]))
+        images, labels = self.train_images, self.train_labels
+        return (images[rest], labels[rest]), (images[chosen], labels[chosen])
 
 
 def digest(arrays: Arrays) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,26 +16,37 @@ from worker.engine.observer import Observer
 BATCH = 500
 
 
+class Measured(NamedTuple):
+    accuracy: Accuracy
+    predictions: Tensor
+    """[N]: the class of the largest logit of each image, on the CPU."""
+
+
 @torch.no_grad()
-def evaluate(network: nn.Module, images: Tensor, labels: Tensor, observer: Observer) -> Accuracy:
-    """Accuracy and mean cross-entropy in evaluation mode (BatchNorm by its running statistics)."""
+def evaluate(network: nn.Module, images: Tensor, labels: Tensor, observer: Observer, of: str = "test") -> Measured:
+    """Accuracy and mean cross-entropy in evaluation mode (BatchNorm by its running statistics).
+
+    `of` names the images in the message of NonFiniteLoss.
+    """
     network.eval()
-    correct = torch.zeros((), dtype=torch.int64, device=images.device)
+    predicted = []
     loss = torch.zeros((), dtype=torch.float64, device=images.device)
     starts = range(0, len(labels), BATCH)
     for done, start in enumerate(starts, start=1):
         wanted = labels[start : start + BATCH]
         logits = network(images[start : start + BATCH])
-        correct += (logits.argmax(dim=1) == wanted).sum()
+        predicted.append(logits.argmax(dim=1))
         loss += functional.cross_entropy(logits, wanted, reduction="sum").double()
         observer.advance(done, len(starts), "batches")
-    return _accuracy(int(correct), len(labels), float(loss) / len(labels))
+    predictions = torch.cat(predicted)
+    accuracy = _accuracy(int((predictions == labels).sum()), len(labels), float(loss) / len(labels), of)
+    return Measured(accuracy, predictions.cpu())
 
 
-def _accuracy(correct: int, total: int, loss: float) -> Accuracy:
+def _accuracy(correct: int, total: int, loss: float, of: str) -> Accuracy:
     if not math.isfinite(loss):
         raise NonFiniteLoss(
-            "the loss on the test images is not a finite number: the network's values are too large; "
+            f"the loss on the {of} images is not a finite number: the network's values are too large; "
             "train with a smaller learning_rate, or take another checkpoint"
         )
     return Accuracy(correct=correct, total=total, accuracy=correct / total, loss=loss)

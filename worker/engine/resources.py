@@ -6,6 +6,7 @@ A training that is too large would otherwise be ended by the kernel, with the wo
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -15,33 +16,41 @@ from app.contract.network import POOLED
 from app.contract.spec import ModelSpec
 from worker.engine import evaluate
 from worker.engine.errors import DiskFull, OutOfMemory
+from worker.engine.plan import Course, Stage
 
 FLOAT = 4
-COPIES = 8
-"""Of all parameters: weights, gradients, Adam's two moments, and states on their way to a file."""
+COPIES = 20
+"""Of all parameters: weights, gradients, the optimizer's two moments, and every form of the network that is published;
+16.7 were measured while LAMP scores were ranked, 19.5 while files were made."""
 
 OVERHEAD = 256 << 20
 """Code, kernels' scratch memory and the allocator's slack: 0.2 GB was measured with the smallest network."""
 
-STATES_ON_DISK = 10
-"""Parameters' sizes that a run writes at most: two or three training checkpoints of three each, two models twice."""
+CHECKPOINTS = 3
+"""That lie on disk at most at one time; each holds weights, two moments, and what the plan keeps."""
+
+PUBLISHED = 7
+"""The model twice, the dense one, the compact one, two ONNX models, and the packed non-zeros with their places."""
 
 DISK_RESERVE = 32 << 20
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def refuse_what_does_not_fit(model: ModelSpec, batch_size: int | None, device: torch.device, out: Path) -> None:
-    """Of a training in such batches, or of a run without one. Raises OutOfMemory or DiskFull, with what is needed and
+def refuse_what_does_not_fit(
+    model: ModelSpec, stages: Sequence[Stage], device: torch.device, out: Path, copied: int = 0
+) -> None:
+    """`copied` are numbers that are copied out of the data set. Raises OutOfMemory or DiskFull, with what is needed and
     what is free."""
-    needed, free = memory_needed(model, batch_size), memory_free(device)
+    needed, free = memory_needed(model, stages) + FLOAT * copied, memory_free(device)
     if needed > free:
         place = "GPU" if device.type == "cuda" else "worker"
         raise OutOfMemory(
             f"the job needs about {_gigabytes(needed)} of memory and the {place} has {_gigabytes(free)} free: "
             "take a smaller batch_size or smaller widths, or submit again when less is running there"
         )
-    needed, free = DISK_RESERVE + STATES_ON_DISK * FLOAT * model.parameters, shutil.disk_usage(out).free
+    states = PUBLISHED + (CHECKPOINTS * (3 + _kept(stages)) if any(isinstance(each, Course) for each in stages) else 0)
+    needed, free = DISK_RESERVE + states * FLOAT * model.parameters, shutil.disk_usage(out).free
     if needed > free:
         raise DiskFull(
             f"the job needs about {_gigabytes(needed)} of disk and the artifact folder has {_gigabytes(free)} free: "
@@ -49,7 +58,17 @@ def refuse_what_does_not_fit(model: ModelSpec, batch_size: int | None, device: t
         )
 
 
-def memory_needed(model: ModelSpec, batch_size: int | None) -> int:
+def _kept(stages: Sequence[Stage]) -> int:
+    """Whole networks that the plan keeps beside the one that it works on: the dense, the early, the best."""
+    courses = [each for each in stages if isinstance(each, Course)]
+    return (
+        any(not isinstance(each, Course) or each.gradual is not None for each in stages)
+        + any(each.keep_epoch is not None for each in courses)
+        + any(each.settings.select == "best" for each in courses)
+    )
+
+
+def memory_needed(model: ModelSpec, stages: Sequence[Stage]) -> int:
     """Bytes, roughly. In training, every activation of a batch is kept for the backward pass, one layer's gradients
     beside; in evaluation, with which every run ends, one layer's input and output."""
     side, activations, largest = 28, 0, 0
@@ -58,8 +77,10 @@ def memory_needed(model: ModelSpec, batch_size: int | None) -> int:
         side = side // 2 if pooled else side
         layer = 3 * plane + channels * side * side  # convolution, normalization, rectifier, and what goes on
         activations, largest = activations + layer, max(largest, 2 * plane)
-    training = (batch_size or 0) * (activations + largest + model.hidden)
-    return OVERHEAD + FLOAT * (COPIES * model.parameters + max(training, evaluate.BATCH * largest))
+    batch_size = max((each.settings.batch_size for each in stages if isinstance(each, Course)), default=0)
+    training = batch_size * (activations + largest + model.hidden)
+    copies = COPIES + 2 * _kept(stages)  # in memory, and on the way to a checkpoint
+    return OVERHEAD + FLOAT * (copies * model.parameters + max(training, evaluate.BATCH * largest))
 
 
 def memory_free(device: torch.device) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.contract.report import EpochMetrics, Resume
+from app.contract.report import Accuracy, EpochMetrics, Resume
 from worker.engine.errors import InvalidCheckpoint
+from worker.engine.progress import Progress
+from worker.engine.pruning import Mask
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,15 @@ class Origin:
     device_name: str = ""
     threads: int = 1
     torch: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Best:
+    """The best epoch of a course so far, by the validation images."""
+
+    epoch: int
+    correct: int
+    network: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +56,20 @@ class TrainingState:
     """Over the images of those steps."""
     seconds: float
     """That those steps took."""
-    history: tuple[EpochMetrics, ...]
+    progress: Progress
+    """`stage` says of which course this is the state."""
+    best: Best | None = None
     origin: Origin = Origin()
 
     def to_bytes(self) -> bytes:
         document = {field.name: getattr(self, field.name) for field in fields(self)}
-        document["history"] = [each.model_dump(mode="json") for each in self.history]
+        document["best"] = self.best and vars(self.best)
+        document["progress"] = {
+            **vars(self.progress),
+            "mask": self.progress.mask and dict(self.progress.mask),
+            "accuracies": {at: each.model_dump(mode="json") for at, each in self.progress.accuracies.items()},
+            "history": [each.model_dump(mode="json") for each in self.progress.history],
+        }
         resumes = [each.model_dump(mode="json") for each in self.origin.resumes]
         document["origin"] = {**vars(self.origin), "resumes": resumes}
         buffer = io.BytesIO()
@@ -75,11 +95,11 @@ class Recovery:
                 return state
         return None
 
-    def resumes(self, state: TrainingState | None, steps_an_epoch: int) -> tuple[Resume, ...]:
+    def resumes(self, state: TrainingState | None) -> tuple[Resume, ...]:
         """What the receipt tells once this attempt has gone on from `state`."""
         if state is None:
             return ()
-        origin, step = state.origin, state.epoch * steps_an_epoch + state.step
+        origin, step = state.origin, state.progress.steps
         last = Resume(attempt=self.attempt, step=step, device_name=origin.device_name, torch=origin.torch)
         return (*origin.resumes, last)
 
@@ -90,7 +110,8 @@ def load(path: Path) -> TrainingState:
         document = torch.load(path, map_location="cpu", weights_only=True)
         if document.pop("version") != VERSION:
             raise InvalidCheckpoint(f"{path.name} is of another version of this service")
-        document["history"] = tuple(EpochMetrics(**each) for each in document["history"])
+        document["best"] = document["best"] and Best(**document["best"])
+        document["progress"] = _progress(document["progress"])
         resumes = tuple(Resume(**each) for each in document["origin"]["resumes"])
         document["origin"] = Origin(**{**document["origin"], "resumes": resumes})
         return TrainingState(**document)
@@ -98,3 +119,12 @@ def load(path: Path) -> TrainingState:
         raise InvalidCheckpoint(f"{path.name} is no state of a training: {error}") from error
     except pickle.UnpicklingError as error:
         raise InvalidCheckpoint(f"{path.name} holds more than a state of a training") from error
+
+
+def _progress(document: dict[str, Any]) -> Progress:
+    told = {
+        "mask": document["mask"] and Mask(document["mask"]),
+        "accuracies": {at: Accuracy(**each) for at, each in document["accuracies"].items()},
+        "history": [EpochMetrics(**each) for each in document["history"]],
+    }
+    return Progress(**{**document, **told})

@@ -1,0 +1,139 @@
+"""Carries out a plan on a network: trains, prunes, measures; from the beginning, or from where another attempt was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from app.contract.status import Phase
+from worker.engine.data import Dataset
+from worker.engine.evaluate import evaluate
+from worker.engine.model import Cnn
+from worker.engine.observer import Observer
+from worker.engine.plan import Course, Cut, Stage
+from worker.engine.progress import Progress, state_of
+from worker.engine.pruning import Mask, needs_gradients, prune
+from worker.engine.pruning.gradients import gradients_for
+from worker.engine.recalibrate import recalibrate
+from worker.engine.resume import Origin, TrainingState
+from worker.engine.train import Examples, train
+
+BEFORE, PRUNED, AFTER = "before_pruning", "after_pruning", "after_fine_tuning"
+"""The points of a run at which it is measured on the test images."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A network on its device, and the data to train and measure it."""
+
+    network: Cnn
+    dataset: Dataset
+    validation_images: int
+    device: torch.device
+
+    def examples(self) -> Examples:
+        """The training images, without those for validation."""
+        train_part, validation = self.dataset.split(self.validation_images)
+        return Examples(*(tensor.to(self.device) for tensor in (*train_part, *validation)))
+
+
+def execute(
+    stages: Sequence[Stage],
+    candidate: Candidate,
+    progress: Progress,
+    observer: Observer,
+    origin: Origin,
+    resumed: TrainingState | None,
+) -> None:
+    """Do what the stages say to the candidate's network, and note in `progress` what came of it. `resumed` is the
+    state that `progress` is of.
+
+    Afterwards the network is what is to be published, with zeros wherever the mask holds. `accuracies` has BEFORE and,
+    when something was pruned, PRUNED, and AFTER when training followed.
+    """
+    network = candidate.network
+    examples = candidate.examples() if any(map(_needs_examples, stages)) else None
+    for number, stage in enumerate(stages):
+        if number < progress.stage:
+            continue
+        progress.stage = number
+        if isinstance(stage, Cut):
+            _cut(stage, candidate, examples, progress, observer)
+            continue
+        assert examples is not None
+        observer.enter(stage.phase)
+        of_this = resumed if resumed is not None and resumed.progress.stage == number else None
+        train(network, examples, stage, progress, observer, origin, of_this)
+        resumed = None
+        if stage.gradual is not None:
+            _end_gradual(stage, candidate, examples, progress, observer)
+    _conclude(stages, candidate, progress, observer)
+
+
+def _needs_examples(stage: Stage) -> bool:
+    if isinstance(stage, Course):
+        return True
+    return stage.pruning.recalibrate_batchnorm or needs_gradients(stage.pruning)
+
+
+def _cut(stage: Cut, candidate: Candidate, examples: Examples | None, progress: Progress, observer: Observer) -> None:
+    network, pruning = candidate.network, stage.pruning
+    if progress.dense is None:
+        progress.dense = state_of(network)
+        _measure(network, BEFORE, candidate, progress, observer)
+    observer.enter(Phase.PRUNING)
+    state = {name: tensor.detach() for name, tensor in network.state_dict().items()}
+    mask = (progress.mask or Mask.full(dict(network.named_parameters()))).to(candidate.device)
+    batches = (
+        gradients_for(pruning, network, examples.images, examples.labels, observer.check)
+        if examples is not None
+        else ()
+    )
+    mask = prune(pruning, state, mask, sparsity=stage.sparsity, gradients=batches)
+    progress.mask = mask.to(torch.device("cpu"))
+    network.load_state_dict(mask.apply(state))
+    if examples is not None and pruning.recalibrate_batchnorm:
+        recalibrate(network, examples.images, observer.check)
+    if stage.last:
+        _measure(network, PRUNED, candidate, progress, observer)
+    if stage.rewind:
+        assert progress.early is not None  # the training has kept it
+        network.load_state_dict(progress.mask.apply(progress.early))
+        if examples is not None and pruning.recalibrate_batchnorm:
+            recalibrate(network, examples.images, observer.check)
+
+
+def _end_gradual(
+    stage: Course, candidate: Candidate, examples: Examples, progress: Progress, observer: Observer
+) -> None:
+    """What was not to interrupt the training."""
+    assert stage.gradual is not None
+    assert progress.dense is not None
+    if stage.gradual.recalibrate_batchnorm:
+        recalibrate(candidate.network, examples.images, observer.check)
+    dense = copy.deepcopy(candidate.network)
+    dense.load_state_dict(progress.dense)
+    _measure(dense, BEFORE, candidate, progress, observer)
+    _measure(candidate.network, PRUNED, candidate, progress, observer)
+
+
+def _conclude(stages: Sequence[Stage], candidate: Candidate, progress: Progress, observer: Observer) -> None:
+    network, last = candidate.network, stages[-1]
+    if progress.mask is not None:  # held throughout; this makes of −0 and 0 the one zero
+        network.load_state_dict(progress.mask.apply(state_of(network)))
+    if BEFORE not in progress.accuracies:
+        _measure(network, BEFORE, candidate, progress, observer)
+    elif isinstance(last, Course) and last.gradual is None:
+        _measure(network, AFTER, candidate, progress, observer)
+
+
+def _measure(network: nn.Module, point: str, candidate: Candidate, progress: Progress, observer: Observer) -> None:
+    observer.enter(Phase.EVALUATING)
+    dataset, device = candidate.dataset, candidate.device
+    measured = evaluate(network, dataset.test_images.to(device), dataset.test_labels.to(device), observer)
+    progress.accuracies[point], progress.predictions[point] = measured
+    observer.record("evaluated", {"stage": point} | measured.accuracy.model_dump(mode="json"))
