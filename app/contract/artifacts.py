@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, TypeAlias
 
-Role: TypeAlias = Literal["checkpoint", "dense_checkpoint", "report", "histogram", "metrics", "comparison", "manifest"]
+Role: TypeAlias = Literal[
+    "checkpoint",
+    "dense_checkpoint",
+    "compact_checkpoint",
+    "onnx",
+    "compact_onnx",
+    "packed",
+    "report",
+    "histogram",
+    "sensitivity",
+    "metrics",
+    "comparison",
+    "manifest",
+]
 
 
 class ArtifactKind(NamedTuple):
@@ -13,13 +26,20 @@ class ArtifactKind(NamedTuple):
 
 
 _JSON, _PNG, _SAFETENSORS = "application/json", "image/png", "application/vnd.safetensors"
+_ONNX = "application/onnx"
 
 ARTIFACTS: dict[str, ArtifactKind] = {
     "model.safetensors": ArtifactKind("checkpoint", _SAFETENSORS),
     "model.pt": ArtifactKind("checkpoint", "application/vnd.pytorch"),
     "dense.safetensors": ArtifactKind("dense_checkpoint", _SAFETENSORS),
+    "compact.safetensors": ArtifactKind("compact_checkpoint", _SAFETENSORS),
+    "compact.onnx": ArtifactKind("compact_onnx", _ONNX),
+    "model.onnx": ArtifactKind("onnx", _ONNX),
+    "packed.npz": ArtifactKind("packed", "application/x-npz"),
     "report.json": ArtifactKind("report", _JSON),
     "report.csv": ArtifactKind("report", "text/csv; charset=utf-8"),
+    "sensitivity.json": ArtifactKind("sensitivity", _JSON),
+    "sensitivity.png": ArtifactKind("sensitivity", _PNG),
     "histogram.json": ArtifactKind("histogram", _JSON),
     "histogram.png": ArtifactKind("histogram", _PNG),
     "metrics.jsonl": ArtifactKind("metrics", "application/jsonl"),

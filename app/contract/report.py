@@ -34,7 +34,8 @@ class TensorReport(_Document):
     eligible: bool = Field(description="Whether the pruning was to touch it.")
     nonzero_before: int
     nonzero_after: int
-    sparsity: float = Field(description="Zeros over total, after pruning.")
+    sparsity: float = Field(description="Zeros over total, at the end.")
+    masked: int = Field(0, description="Entries that the mask holds at zero; other zeros came by themselves.")
     threshold: float | None
     min: float = Field(description="Smallest value before pruning.")
     max: float = Field(description="Largest value before pruning.")
@@ -63,6 +64,50 @@ class TotalReport(_Document):
     macs_nonzero: int
 
 
+class CompactReport(_Document):
+    """The network without its dead channels, hidden units and inputs, BatchNorm folded in: the same function."""
+
+    channels: tuple[int, int, int]
+    hidden: int
+    inputs: int = Field(description="Features of the last convolution that the hidden layer reads.")
+    parameters: int
+    nonzero: int
+    macs: int = Field(description="Realised: what one image costs in it, zeros included.")
+    macs_effective: int = Field(description="Of its non-zero weights alone, which are all that do any work.")
+    differences: dict[str, float] = Field(
+        description="By file, the largest difference of a logit from the network with zeros in place, in PyTorch, on "
+        "a few test images."
+    )
+
+
+class Latency(_Document):
+    """Of one batch, by that many runs; the models of one batch size took turns."""
+
+    model: Literal["dense", "compact"]
+    batch: int
+    median_ms: float
+    p95_ms: float
+    runs: int
+
+
+class LatencyReport(_Document):
+    """Measured on the worker, as busy as it was."""
+
+    runtime: str
+    threads: int
+    cpu: str
+    measured: tuple[Latency, ...]
+
+
+class ClassReport(_Document):
+    """How many test images of a class were classified rightly, before the pruning and at the end."""
+
+    label: int
+    total: int
+    correct_before: int
+    correct_after: int
+
+
 class FileSize(_Document):
     """Bytes of a checkpoint as it is, and after gzip (level 9, no name or time)."""
 
@@ -71,10 +116,15 @@ class FileSize(_Document):
 
 
 class SizeReport(_Document):
-    """`model.safetensors` before (dense) and after pruning. Zeros in place make a file smaller only when packed."""
+    """Bytes of the network before its pruning (dense) and at the end. Zeros in place make a file smaller only when
+    packed."""
 
     dense: FileSize
     pruned: FileSize
+    compact: FileSize | None = None
+    packed: int | None = Field(None, description="packed.npz: the compact network's non-zeros and where they are.")
+    model_onnx: int | None = None
+    compact_onnx: int | None = None
 
 
 class Report(_Document):
@@ -88,13 +138,48 @@ class Report(_Document):
     penalty: str | None
     strength: float | None
     method: str | None
+    schedule: str | None = None
     threshold: float | None
-    accuracy_before: Accuracy
-    accuracy_after: Accuracy
+    accuracy_before: Accuracy = Field(description="Of the network as it was when its pruning began.")
+    accuracy_pruned: Accuracy | None = Field(
+        None,
+        description="Right after the last pruning, or at the end of the training in which it happened gradually; "
+        "before any further training. null without a pruning.",
+    )
+    accuracy_after: Accuracy = Field(description="Of the network that is published.")
     total: TotalReport
     layers: tuple[LayerReport, ...]
     tensors: tuple[TensorReport, ...]
     sizes: SizeReport
+    compact: CompactReport | None = None
+    classes: tuple[ClassReport, ...] = ()
+    agreement: float | None = Field(
+        None, description="Share of the test images to which the network gives the same class at the end as before."
+    )
+    latency: LatencyReport | None = Field(None, description="The only part that another run does not repeat.")
+
+
+class SensitivityPoint(_Document):
+    sparsity: float
+    nonzero: int = Field(description="Of the tensor.")
+    accuracy: float
+
+
+class TensorSensitivity(_Document):
+    name: str
+    total: int
+    points: tuple[SensitivityPoint, ...]
+
+
+class Sensitivity(_Document):
+    """Accuracy when one weight tensor alone loses its smallest weights, without any training after it. Of the network
+    as it was when its pruning began."""
+
+    version: Literal[1] = 1
+    images: Literal["validation", "test"] = Field(description="The validation images where the data set has some.")
+    count: int = Field(description="Images that each accuracy is a share of.")
+    accuracy: float = Field(description="Of the whole network.")
+    tensors: tuple[TensorSensitivity, ...]
 
 
 class Distribution(_Document):
@@ -124,10 +209,16 @@ class EpochMetrics(_Document):
     """One line of `metrics.jsonl`: means over the epoch's training images."""
 
     epoch: int = Field(ge=1)
-    loss: float = Field(description="Mean cross-entropy, without the penalty.")
+    loss: float = Field(description="Mean cross-entropy, with label smoothing if any, without the penalty.")
     penalty: float = Field(description="Mean of the penalty term that was added to the loss; 0 without one.")
     accuracy: float = Field(description="On the training images, as they were met during the epoch.")
     seconds: float
+    course: Literal["training", "fine_tuning"] = "training"
+    round: int | None = Field(None, description="Of iterative pruning; epochs are counted anew in each.")
+    learning_rate: float | None = Field(None, description="At the epoch's last step.")
+    sparsity: float = Field(0.0, description="Share of all parameters that a mask held at zero at the epoch's end.")
+    validation_loss: float | None = Field(None, description="null without validation images.")
+    validation_accuracy: float | None = None
 
 
 class ComparedJob(_Document):
@@ -187,5 +278,6 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "histogram": Histogram,
     "epoch-metrics": EpochMetrics,
     "comparison": Comparison,
+    "sensitivity": Sensitivity,
     "manifest": Manifest,
 }

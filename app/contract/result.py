@@ -23,6 +23,7 @@ class NetworkResult(_Result):
     sparsity: float = Field(ge=0, le=1, description="Zeros over all parameters, after pruning.")
     emptied: tuple[str, ...] = Field(description="Tensors that pruning left without a single non-zero.")
     threshold: float | None
+    compact_parameters: int | None = Field(None, description="Parameters of the compact network.")
     dataset: str
     dataset_sha256: str
     device: str

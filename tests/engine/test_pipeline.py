@@ -16,6 +16,7 @@ from worker.engine.errors import InvalidCheckpoint, InvalidInput
 
 NETWORK = {
     *("model.safetensors", "model.pt", "dense.safetensors", "report.json", "report.csv"),
+    *("compact.safetensors", "compact.onnx", "model.onnx", "packed.npz"),
     *("histogram.json", "histogram.png", "manifest.json"),
 }
 

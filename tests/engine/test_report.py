@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from app.contract.network import PARAMETER_NAMES
+from app.contract.pruning import ThresholdPruning
 from app.contract.report import SCHEMAS, Report
-from app.contract.spec import ThresholdPruning
 from tests.engine.conftest import Run
+from worker.engine.pruning import Mask
 from worker.engine.report import layer_reports, tensor_reports, to_csv, total_report
 
 
@@ -31,7 +32,8 @@ def _ten_weights() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def test_a_network_of_a_few_weights_by_hand() -> None:
     pruning = ThresholdPruning(method="threshold", parameters=("weight", "bias"), layers=("linear",))
 
-    tensors = tensor_reports(*_ten_weights(), pruning)
+    mask = Mask({name: after != 0 for name, after in _ten_weights()[1].items()})
+    tensors = tensor_reports(*_ten_weights(), pruning, mask, {"fc1.weight": 0.01, "fc1.bias": 0.01})
     by_name = {tensor.name: tensor for tensor in tensors}
     layers = {layer.name: layer for layer in layer_reports(tensors)}
     total = total_report(tensors, list(layers.values()))
@@ -42,6 +44,7 @@ def test_a_network_of_a_few_weights_by_hand() -> None:
     assert (weight.max, weight.threshold, weight.emptied) == (2.0, 0.01, False)
     assert (bias.emptied, bias.sparsity) == (True, 1.0)
     assert (other.eligible, other.threshold, other.emptied) == (False, None, False)
+    assert (weight.masked, bias.masked, other.masked) == (2, 2, 1)
     assert (layers["fc1"].total, layers["fc1"].nonzero_after, layers["fc1"].macs_nonzero) == (6, 2, 2)
     assert (total.parameters, total.nonzero_before, total.nonzero_after) == (20, 5, 2)
     assert total.emptied == ("fc1.bias",)

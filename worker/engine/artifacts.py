@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from app.contract.network import PARAMETER_NAMES
-from app.contract.report import Accuracy, EpochMetrics, Histogram, Report
+from app.contract.pruning import ThresholdPruning
+from app.contract.report import Accuracy, EpochMetrics, Histogram, Report, Sensitivity, SizeReport
 from app.contract.spec import ModelSpec, PruneSpec, TrainSpec
 from worker.engine.checkpoint import to_safetensors, to_torch
-from worker.engine.drawing import draw_histogram
+from worker.engine.drawing import draw_histogram, draw_sensitivity
+from worker.engine.evidence import Exports, class_reports, exports
 from worker.engine.export import to_json
 from worker.engine.histogram import histogram
+from worker.engine.pruning import Mask, thresholds
 from worker.engine.report import layer_reports, size_report, tensor_reports, to_csv, total_report
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Whole state dicts before and after pruning, on the CPU; the same one twice when nothing was to be pruned."""
+    """Whole state dicts when the pruning began and at the end, on the CPU; the same one twice when nothing was to be
+    pruned."""
 
     model: ModelSpec
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
+    mask: Mask | None
     accuracy_before: Accuracy
+    accuracy_pruned: Accuracy | None
     accuracy_after: Accuracy
+    probes: Tensor
+    """A few test images, on which the exported forms of the network are held against it."""
+    labels: Tensor
+    """[N], of the test images; the classes that each network gives to them likewise."""
+    predictions_before: Tensor
+    predictions_after: Tensor
+    sensitivity: Sensitivity | None
 
 
 def parameters_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -34,31 +47,38 @@ def parameters_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def network_files(
-    spec: TrainSpec | PruneSpec, outcome: Outcome, history: Iterable[EpochMetrics] | None
+    spec: TrainSpec | PruneSpec, outcome: Outcome, history: Sequence[EpochMetrics]
 ) -> tuple[Report, dict[str, bytes]]:
-    """The report, and every file but the manifest; `history` is None when nothing was trained."""
+    """The report, and every file but the manifest; `history` is empty when nothing was trained."""
     dense, pruned = to_safetensors(outcome.before), to_safetensors(outcome.after)
-    report = _report(spec, outcome, dense, pruned)
+    exported = exports(outcome.model, outcome.before, outcome.after, outcome.probes)
+    report = _report(spec, outcome, exported, size_report(dense, pruned, exported.files))
     counted = _histogram(spec, outcome, report)
     files = {
         "model.safetensors": pruned,
         "model.pt": to_torch(outcome.after),
         "dense.safetensors": dense,
+        **exported.files,
         "report.json": to_json(report, indent=2),
         "report.csv": to_csv(report.tensors).encode(),
         "histogram.json": to_json(counted),
     }
     if counted.tensors:
         files["histogram.png"] = draw_histogram(counted, report, spec.display_name)
-    if history is not None:
+    if outcome.sensitivity is not None:
+        files["sensitivity.json"] = to_json(outcome.sensitivity, indent=2)
+        files["sensitivity.png"] = draw_sensitivity(outcome.sensitivity, report, spec.display_name)
+    if history:
         files["metrics.jsonl"] = b"".join(to_json(metrics) for metrics in history)
     return report, files
 
 
-def _report(spec: TrainSpec | PruneSpec, outcome: Outcome, dense: bytes, pruned: bytes) -> Report:
+def _report(spec: TrainSpec | PruneSpec, outcome: Outcome, exported: Exports, sizes: SizeReport) -> Report:
     assert spec.dataset is not None
     pruning, penalty = spec.pruning, spec.regularization if isinstance(spec, TrainSpec) else None
-    tensors = tensor_reports(parameters_of(outcome.before), parameters_of(outcome.after), pruning)
+    before = parameters_of(outcome.before)
+    found = {} if pruning is None or pruning.schedule.name != "one-shot" else thresholds(pruning, before)
+    tensors = tensor_reports(before, parameters_of(outcome.after), pruning, outcome.mask, found)
     layers = layer_reports(tensors)
     return Report(
         kind=spec.kind,
@@ -68,13 +88,19 @@ def _report(spec: TrainSpec | PruneSpec, outcome: Outcome, dense: bytes, pruned:
         penalty=penalty and penalty.penalty,
         strength=penalty and penalty.strength,
         method=pruning and pruning.method,
-        threshold=pruning and pruning.threshold,
+        schedule=pruning and pruning.schedule.name,
+        threshold=pruning.threshold if isinstance(pruning, ThresholdPruning) else None,
         accuracy_before=outcome.accuracy_before,
+        accuracy_pruned=outcome.accuracy_pruned,
         accuracy_after=outcome.accuracy_after,
         total=total_report(tensors, layers),
         layers=layers,
         tensors=tensors,
-        sizes=size_report(dense, pruned),
+        sizes=sizes,
+        compact=exported.compact,
+        classes=class_reports(outcome.labels, outcome.predictions_before, outcome.predictions_after),
+        agreement=float((outcome.predictions_before == outcome.predictions_after).double().mean()),
+        latency=exported.latency,
     )
 
 

@@ -13,7 +13,16 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
-from app.contract.report import ComparedJob, Comparison, Distribution, Histogram, Report, TensorHistogram, TensorReport
+from app.contract.report import (
+    ComparedJob,
+    Comparison,
+    Distribution,
+    Histogram,
+    Report,
+    Sensitivity,
+    TensorHistogram,
+    TensorReport,
+)
 
 _DPI = 110
 _WIDTH = 11.5
@@ -25,6 +34,13 @@ _DARK = frozenset({"#0072B2", "#D55E00", "#009E73", "#000000"})
 """Those of them on which white letters can be read."""
 _GREY = "#555555"
 _FONT = "DejaVu Sans"
+_PENALTIES = {
+    "l1": "L1",
+    "l1-proximal": "proximal L1",
+    "group-lasso": "group lasso",
+    "l2": "L2",
+    "elastic-net": "elastic net",
+}
 _Span = tuple[float, float]
 _LOG_FLOOR = 0.5
 """Where bars stand on a log scale, which has no zero: a bar of one weight must still be seen."""
@@ -46,21 +62,57 @@ def draw_histogram(histogram: Histogram, report: Report, title: str | None) -> b
     return _png(figure)
 
 
+def draw_sensitivity(sensitivity: Sensitivity, report: Report, title: str | None) -> bytes:
+    """A PNG with a line for each weight tensor: accuracy against its sparsity, all others whole."""
+    figure = Figure(figsize=(7.5, 4.8), dpi=_DPI, layout="constrained")
+    figure.set_facecolor("white")
+    what = f"{report.dataset}: accuracy on {sensitivity.count:,} {sensitivity.images} images, one layer pruned alone"
+    headline = "\n".join(filter(None, (_legible(title, 80), what)))
+    figure.suptitle(headline, fontsize=11, parse_math=False, fontfamily=_FONT)
+    axes = figure.subplots()
+    axes.axhline(100 * sensitivity.accuracy, color=_GREY, linewidth=0.8, linestyle=(0, (4, 2)), label="not pruned")
+    for tensor, color in zip(sensitivity.tensors, _JOBS, strict=False):
+        # In the order of the axis, whatever the spec's.
+        points = sorted((100 * point.sparsity, 100 * point.accuracy) for point in tensor.points)
+        label = f"{tensor.name} ({tensor.total:,})"
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, linewidth=1.2, color=color, label=label)
+    axes.set_xlabel("zeros in the layer's weights, %")
+    axes.set_ylabel("accuracy, %")
+    axes.set_ylim(bottom=0, top=101)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return _png(figure)
+
+
 def _headline(title: str | None, report: Report) -> str:
-    trained = f"{report.penalty.upper()} penalty β = {report.strength:g}" if report.penalty else "no penalty"
-    pruned = f"pruned at θ = {report.threshold:g}" if report.threshold is not None else "not pruned"
+    trained = f"{_PENALTIES[report.penalty]} penalty β = {report.strength:g}" if report.penalty else "no penalty"
+    pruned = _pruned(report)
     how = f"{report.dataset}, {trained}, {pruned}" if report.kind == "train" else f"{report.dataset}, {pruned}"
     accuracy = f"accuracy {_percent(report.accuracy_before.accuracy)}"
-    if report.threshold is not None:
+    if report.method is not None:
         accuracy += f" → {_percent(report.accuracy_after.accuracy)}"
         accuracy += f", {_percent(report.total.sparsity)} of all parameters are zero"
     return "\n".join(filter(None, (_legible(title, 100), f"{how}: {accuracy}")))
 
 
+def _pruned(report: Report) -> str:
+    """In words, the schedule too unless all went at once."""
+    if report.method is None:
+        return "not pruned"
+    if report.threshold is not None:
+        how = f"pruned at θ = {report.threshold:g}"
+    else:
+        how = f"pruned by {report.method}" if report.method != "channels" else "pruned by whole channels"
+    trained_on = report.accuracy_pruned not in (None, report.accuracy_after)
+    when = {"iterative": " in rounds", "gradual": " gradually"}.get(report.schedule or "", "")
+    return f"{how}{when}{' and trained on' if trained_on else ''}"
+
+
 def _facts(tensor: TensorReport) -> str:
     what = "weights" if tensor.kind == "weight" else "biases"
     words = f"{tensor.total:,} {what} from {tensor.min:.4g} to {tensor.max:.4g}".replace("-", "−")
-    if tensor.threshold is None:
+    if not tensor.eligible:
         return f"{words}, {tensor.nonzero_after:,} of them not zero"
     return f"{words}, not zero {tensor.nonzero_before:,} → {tensor.nonzero_after:,} ({_percent(tensor.sparsity)} zero)"
 
@@ -200,8 +252,8 @@ def _name(job: ComparedJob) -> str:
     report = job.report
     # An id's end tells it from others; its beginning is the time.
     name = _legible(job.display_name, 24).strip() or f"job …{job.job_id[-8:]}"
-    penalty = [f"{report.penalty.upper()} β = {report.strength:g}"] if report.penalty else []
-    pruning = [f"θ = {report.threshold:g}"] if report.threshold is not None else ["not pruned"]
+    penalty = [f"{_PENALTIES[report.penalty]} β = {report.strength:g}"] if report.penalty else []
+    pruning = [f"θ = {report.threshold:g}" if report.threshold is not None else report.method or "not pruned"]
     return f"{name}\n" + ", ".join([report.dataset, *penalty, *pruning])
 
 

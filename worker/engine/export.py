@@ -14,7 +14,10 @@ from pydantic import BaseModel
 from app.contract.artifacts import ARTIFACTS
 from app.contract.report import Manifest, ManifestFile, Receipt
 
-_PACKAGES = ("torch", "torchvision", "numpy", "safetensors", "scikit-learn", "matplotlib", "secateur")
+_PACKAGES = (
+    *("torch", "torchvision", "numpy", "safetensors", "onnx", "onnxruntime", "scikit-learn", "matplotlib"),
+    "secateur",
+)
 
 
 def publish(out: Path, files: Mapping[str, bytes], receipt: Receipt) -> None:

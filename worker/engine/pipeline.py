@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-import math
+import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from app.contract.datasets import DatasetName
-from app.contract.report import Accuracy, EpochMetrics, Receipt, Report, Resume
+from app.contract.network import parameter_shapes
+from app.contract.report import Receipt, Report, Resume, Sensitivity
 from app.contract.result import CompareResult, NetworkResult
-from app.contract.spec import CheckpointRef, CompareSpec, ModelSpec, PruneSpec, Pruning, TrainingSpec, TrainSpec
+from app.contract.spec import CheckpointRef, CompareSpec, ModelSpec, PruneSpec, SensitivitySpec, TrainSpec
 from app.contract.status import Phase
+from app.contract.training import TrainingSpec
 from worker.engine import checkpoint, device
-from worker.engine.artifacts import Outcome, network_files, parameters_of
+from worker.engine.artifacts import Outcome, network_files
 from worker.engine.compare import comparison_files, read_jobs
 from worker.engine.data import Dataset, DatasetStore
 from worker.engine.errors import InvalidCheckpoint, translated
-from worker.engine.evaluate import evaluate
+from worker.engine.evidence import PROBES
+from worker.engine.execute import AFTER, BEFORE, PRUNED, Candidate, execute
 from worker.engine.export import file_sha256, publish, versions
 from worker.engine.model import Cnn, fresh
 from worker.engine.observer import Observer
-from worker.engine.pruning import Mask, prune
+from worker.engine.plan import Course, plan
+from worker.engine.progress import Progress, state_of
+from worker.engine.pruning import Mask
 from worker.engine.resources import refuse_what_does_not_fit
 from worker.engine.resume import Origin, Recovery
 from worker.engine.seeding import reproducible
-from worker.engine.train import train
+from worker.engine.sensitivity import sensitivity
+from worker.engine.train import Examples, train
 
 Inputs = Mapping[str, Path]
 _SILENT = Observer()
@@ -65,7 +71,8 @@ def warm_up() -> None:
     chosen = device.choose("auto")
     with reproducible(chosen):
         images, labels = torch.zeros(2, 1, 28, 28, device=chosen), torch.zeros(2, dtype=torch.int64, device=chosen)
-        train(Cnn((1, 1, 1), 1).to(chosen), images, labels, TrainingSpec(epochs=1), None, _SILENT)
+        examples = Examples(images, labels, images[:0], labels[:0])
+        train(Cnn((1, 1, 1), 1).to(chosen), examples, Course(TrainingSpec(epochs=1)), Progress(), _SILENT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,38 +92,13 @@ class _Stage:
         return time.perf_counter() - self.started
 
 
-@dataclass(frozen=True, eq=False)
-class _Candidate:
-    """A network that is ready to be measured and pruned, and where it came from."""
-
-    model: ModelSpec
-    network: nn.Module
-    dataset: Dataset
-    history: tuple[EpochMetrics, ...] | None
-    read: Mapping[str, str]
-    resumes: tuple[Resume, ...] = ()
-
-
 def _train(spec: TrainSpec, stage: _Stage) -> NetworkResult:
     dataset = _load_data(spec.dataset.name, stage)
-    refuse_what_does_not_fit(spec.model, spec.training.batch_size, stage.device, stage.out)
     network, read = fresh(spec.model, spec.training.seed), dict[str, str]()
     if spec.initial is not None:
         _, state, read = _read_checkpoint(spec.initial, stage.inputs, spec.model)
         network.load_state_dict(state)
-    stage.observer.enter(Phase.TRAINING)
-    network.to(stage.device)
-    images, labels = dataset.train_images.to(stage.device), dataset.train_labels.to(stage.device)
-    resumed = stage.recovery.latest(dataset.sha256)
-    resumes = stage.recovery.resumes(resumed, math.ceil(len(labels) / spec.training.batch_size))
-    if resumed is not None:
-        stage.observer.record("resumed", {"step": resumes[-1].step})
-        torch.set_num_threads(resumed.origin.threads)  # with more or fewer, sums come out in another order
-    origin = Origin(
-        dataset.sha256, resumes, device.name_of(stage.device), torch.get_num_threads(), str(torch.__version__)
-    )
-    history = train(network, images, labels, spec.training, spec.regularization, stage.observer, origin, resumed)
-    return _conclude(spec, _Candidate(spec.model, network, dataset, history, read, resumes), stage)
+    return _carry_out(spec, spec.model, network, read, dataset, stage)
 
 
 def _prune(spec: PruneSpec, stage: _Stage) -> NetworkResult:
@@ -124,10 +106,90 @@ def _prune(spec: PruneSpec, stage: _Stage) -> NetworkResult:
         raise ValueError("the prune spec is not resolved: its dataset is still to be taken from the source")
     dataset = _load_data(spec.dataset.name, stage)
     model, state, read = _read_checkpoint(spec.source, stage.inputs, None)
-    refuse_what_does_not_fit(model, None, stage.device, stage.out)
-    network = Cnn(model.channels, model.hidden).to(stage.device)
+    network = Cnn(model.channels, model.hidden)
     network.load_state_dict(state)
-    return _conclude(spec, _Candidate(model, network, dataset, None, read), stage)
+    # What an earlier pruning left at zero stays there. The dense network of a job has lost nothing yet.
+    mask = Mask.of_nonzero(dict(network.named_parameters())) if spec.source.artifact == "model.safetensors" else None
+    return _carry_out(spec, model, network, read, dataset, stage, mask)
+
+
+def _carry_out(
+    spec: TrainSpec | PruneSpec,
+    model: ModelSpec,
+    network: Cnn,
+    read: Mapping[str, str],
+    dataset: Dataset,
+    stage: _Stage,
+    mask: Mask | None = None,
+) -> NetworkResult:
+    """Train, prune and measure as the spec wants, then publish."""
+    assert spec.dataset is not None
+    stages = plan(spec, parameter_shapes(model.channels, model.hidden))
+    copied = dataset.train_images.numel() if spec.dataset.validation_images else 0
+    refuse_what_does_not_fit(model, stages, stage.device, stage.out, copied)
+    resumed = stage.recovery.latest(dataset.sha256)
+    resumes = stage.recovery.resumes(resumed)
+    if resumed is not None:
+        stage.observer.record("resumed", {"step": resumes[-1].step})
+        torch.set_num_threads(resumed.origin.threads)  # with more or fewer, sums come out in another order
+    origin = Origin(
+        dataset.sha256, resumes, device.name_of(stage.device), torch.get_num_threads(), str(torch.__version__)
+    )
+    candidate = Candidate(network.to(stage.device), dataset, spec.dataset.validation_images, stage.device)
+    progress = resumed.progress if resumed is not None else Progress(mask=mask)
+    execute(stages, candidate, progress, stage.observer, origin, resumed)
+    return _publish(spec, model, candidate, progress, read, resumes, stage)
+
+
+def _publish(
+    spec: TrainSpec | PruneSpec,
+    model: ModelSpec,
+    candidate: Candidate,
+    progress: Progress,
+    read: Mapping[str, str],
+    resumes: tuple[Resume, ...],
+    stage: _Stage,
+) -> NetworkResult:
+    told = _sensitivity(spec.sensitivity, candidate, progress, stage) if spec.sensitivity is not None else None
+    stage.observer.enter(Phase.REPORTING)
+    after, accuracies, predictions = state_of(candidate.network), progress.accuracies, progress.predictions
+    last = next(point for point in (AFTER, PRUNED, BEFORE) if point in accuracies)
+    outcome = Outcome(
+        model=model,
+        before=progress.dense or after,
+        after=after,
+        mask=progress.mask,
+        accuracy_before=accuracies[BEFORE],
+        accuracy_pruned=accuracies.get(PRUNED),
+        accuracy_after=accuracies[last],
+        labels=candidate.dataset.test_labels,
+        predictions_before=predictions[BEFORE],
+        probes=candidate.dataset.test_images[:PROBES],
+        predictions_after=predictions[last],
+        sensitivity=told,
+    )
+    report, files = network_files(spec, outcome, progress.history)
+    if spec.pruning is not None:
+        stage.observer.record("pruned", report.total.model_dump(mode="json", include=_PRUNED_FACTS))
+    course = spec.training if isinstance(spec, TrainSpec) else spec.fine_tuning
+    seed = None if course is None else course.seed
+    publish(stage.out, files, _receipt(spec, seed, candidate.dataset, read, resumes, stage))
+    return _result(report, candidate.dataset, stage)
+
+
+def _sensitivity(spec: SensitivitySpec, candidate: Candidate, progress: Progress, stage: _Stage) -> Sensitivity:
+    """Of the network as it was when its pruning began."""
+    stage.observer.enter(Phase.EVALUATING)
+    network, examples = copy.deepcopy(candidate.network), candidate.examples()
+    if progress.dense is not None:
+        network.load_state_dict(progress.dense)
+    validation = len(examples.validation_labels) > 0
+    test = candidate.dataset.test_images.to(stage.device), candidate.dataset.test_labels.to(stage.device)
+    images, labels = (examples.validation_images, examples.validation_labels) if validation else test
+    return sensitivity(network, spec, images, labels, validation=validation, observer=stage.observer)
+
+
+_PRUNED_FACTS = {"nonzero_before", "nonzero_after", "sparsity", "emptied"}
 
 
 def _compare(spec: CompareSpec, stage: _Stage) -> CompareResult:
@@ -153,47 +215,6 @@ def _read_checkpoint(
     return found, state, {f"{ref.job_id}/{ref.artifact}": file_sha256(path)}
 
 
-def _conclude(spec: TrainSpec | PruneSpec, candidate: _Candidate, stage: _Stage) -> NetworkResult:
-    """Measure, prune, measure again, publish."""
-    network, before = candidate.network, _state(candidate.network)
-    accuracy_before = accuracy_after = _measure(network, candidate.dataset, "before_pruning", stage)
-    after = before
-    if spec.pruning is not None:
-        stage.observer.enter(Phase.PRUNING)
-        after = _pruned(before, spec.pruning)
-        network.load_state_dict(after)
-        accuracy_after = _measure(network, candidate.dataset, "after_pruning", stage)
-    stage.observer.enter(Phase.REPORTING)
-    outcome = Outcome(candidate.model, before, after, accuracy_before, accuracy_after)
-    report, files = network_files(spec, outcome, candidate.history)
-    if spec.pruning is not None:
-        stage.observer.record("pruned", report.total.model_dump(mode="json", include=_PRUNED_FACTS))
-    seed = spec.training.seed if isinstance(spec, TrainSpec) else None
-    publish(stage.out, files, _receipt(spec, seed, candidate.dataset, candidate.read, candidate.resumes, stage))
-    return _result(report, candidate.dataset, stage)
-
-
-_PRUNED_FACTS = {"nonzero_before", "nonzero_after", "sparsity", "emptied"}
-
-
-def _state(network: nn.Module) -> dict[str, Tensor]:
-    """A copy on the CPU, which later changes of the network leave alone."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
-
-
-def _pruned(state: Mapping[str, Tensor], pruning: Pruning) -> dict[str, Tensor]:
-    tensors = parameters_of(state)
-    return prune(pruning, tensors, Mask.full(tensors)).apply(state)
-
-
-def _measure(network: nn.Module, dataset: Dataset, stage_name: str, stage: _Stage) -> Accuracy:
-    stage.observer.enter(Phase.EVALUATING)
-    images, labels = dataset.test_images.to(stage.device), dataset.test_labels.to(stage.device)
-    accuracy = evaluate(network, images, labels, stage.observer)
-    stage.observer.record("evaluated", {"stage": stage_name} | accuracy.model_dump(mode="json"))
-    return accuracy
-
-
 def _result(report: Report, dataset: Dataset, stage: _Stage) -> NetworkResult:
     return NetworkResult(
         kind=report.kind,
@@ -205,6 +226,7 @@ def _result(report: Report, dataset: Dataset, stage: _Stage) -> NetworkResult:
         sparsity=report.total.sparsity,
         emptied=report.total.emptied,
         threshold=report.threshold,
+        compact_parameters=report.compact and report.compact.parameters,
         dataset=dataset.name,
         dataset_sha256=dataset.sha256,
         device=stage.device.type,

@@ -10,21 +10,36 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor
 
 from app.contract.network import layer_positions
+from app.contract.pruning import Pruning, eligible, place_of
 from app.contract.report import FileSize, LayerReport, SizeReport, TensorReport, TotalReport
-from app.contract.spec import Pruning
-from worker.engine.model import place_of
-from worker.engine.pruning import eligible
+from worker.engine.pruning import Mask
 
 
 def tensor_reports(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor], pruning: Pruning | None
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    pruning: Pruning | None,
+    mask: Mask | None,
+    thresholds: Mapping[str, float | None],
 ) -> tuple[TensorReport, ...]:
-    return tuple(_tensor_report(name, before[name], after[name], pruning) for name in before)
+    """`thresholds` are those by which a one-shot pruning chose; a tensor without one may be left out."""
+    return tuple(
+        _tensor_report(
+            name,
+            before[name],
+            after[name],
+            touched=pruning is not None and eligible(pruning, name),
+            masked=0 if mask is None else mask[name].numel() - mask.kept[name],
+            threshold=thresholds.get(name),
+        )
+        for name in before
+    )
 
 
-def _tensor_report(name: str, before: Tensor, after: Tensor, pruning: Pruning | None) -> TensorReport:
+def _tensor_report(
+    name: str, before: Tensor, after: Tensor, *, touched: bool, masked: int, threshold: float | None
+) -> TensorReport:
     place, total, left = place_of(name), before.numel(), int(after.count_nonzero())
-    touched = pruning is not None and eligible(pruning, name)
     return TensorReport(
         name=name,
         layer=place.layer,
@@ -36,7 +51,8 @@ def _tensor_report(name: str, before: Tensor, after: Tensor, pruning: Pruning | 
         nonzero_before=int(before.count_nonzero()),
         nonzero_after=left,
         sparsity=_sparsity(left, total),
-        threshold=pruning.threshold if pruning is not None and touched else None,
+        masked=masked,
+        threshold=threshold,
         min=float(before.min()),
         max=float(before.max()),
         emptied=left == 0 < int(before.count_nonzero()),
@@ -84,8 +100,15 @@ def _sparsity(nonzero: int, total: int) -> float:
     return (total - nonzero) / total
 
 
-def size_report(dense: bytes, pruned: bytes) -> SizeReport:
-    return SizeReport(dense=_file_size(dense), pruned=_file_size(pruned))
+def size_report(dense: bytes, pruned: bytes, exported: Mapping[str, bytes]) -> SizeReport:
+    return SizeReport(
+        dense=_file_size(dense),
+        pruned=_file_size(pruned),
+        compact=_file_size(exported["compact.safetensors"]),
+        packed=len(exported["packed.npz"]),
+        model_onnx=len(exported["model.onnx"]),
+        compact_onnx=len(exported["compact.onnx"]),
+    )
 
 
 def _file_size(content: bytes) -> FileSize:
