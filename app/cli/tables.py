@@ -120,6 +120,7 @@ def _result_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("accuracy", f"{percent(result['accuracy_before'])} before pruning, {percent(result['accuracy_after'])} after"),
         ("non-zeros", f"{kept} ({percent(result['sparsity'])} sparse)"),
+        ("compact", f"{compact:,} parameters" if (compact := result.get("compact_parameters")) else ""),
         ("emptied", ", ".join(result["emptied"])),
     ]
 

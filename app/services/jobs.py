@@ -23,6 +23,7 @@ from app.contract.spec import (
     PruneSpec,
     TrainSpec,
     parse_spec,
+    refuse_misfit,
 )
 from app.contract.status import Status
 from app.core.errors import (
@@ -80,7 +81,10 @@ def resolve(session: Session, tenant: str, spec: AnySpec) -> AnySpec:
         return spec
     if isinstance(spec, PruneSpec):
         source = _finished(session, tenant, spec.source.job_id, "/source/job_id")
-        return spec if spec.dataset else spec.model_copy(update={"dataset": source.dataset})
+        resolved = parse(spec.model_copy(update={"dataset": spec.dataset or source.dataset}).model_dump_json())
+        assert isinstance(resolved, PruneSpec)
+        _refuse_misfit(resolved, _widths(session, tenant, resolved))
+        return resolved
     if spec.initial:
         return _with_widths_of_source(session, tenant, spec, spec.initial)
     return spec
@@ -95,6 +99,14 @@ def _with_widths_of_source(session: Session, tenant: str, spec: TrainSpec, initi
     resolved = parse(spec.model_copy(update={"model": widths}).model_dump_json())
     assert isinstance(resolved, TrainSpec)
     return resolved
+
+
+def _refuse_misfit(spec: PruneSpec, widths: ModelSpec) -> None:
+    try:
+        refuse_misfit(spec, widths)
+    except ValueError as error:
+        detail = f"the source does not allow it: {error}"
+        raise InvalidSpec(detail, [FieldError(pointer="/pruning", code="misfit", detail=detail)]) from error
 
 
 def _widths(session: Session, tenant: str, spec: TrainSpec | PruneSpec) -> ModelSpec:

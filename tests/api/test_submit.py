@@ -26,6 +26,12 @@ def test_the_stored_spec_has_every_default_filled_in(idle_http: httpx.Client) ->
         "epochs": 5,
         "batch_size": 100,
         "learning_rate": 0.001,
+        "learning_rate_schedule": "constant",
+        "warmup_epochs": 0,
+        "optimizer": {"name": "adam"},
+        "label_smoothing": 0.0,
+        "random_shift": 0,
+        "select": "last",
         "seed": 0,
         "device": "auto",
     }
@@ -42,6 +48,8 @@ def test_a_penalty_and_a_pruning_have_the_defaults_of_the_experiment(idle_http: 
         "threshold": 0.01,
         "parameters": ["weight", "bias"],
         "layers": ["conv", "batchnorm", "linear"],
+        "recalibrate_batchnorm": False,
+        "schedule": {"name": "one-shot", "when": "after-training"},
     }
 
 
@@ -68,7 +76,7 @@ def test_validating_refuses_what_submitting_would(idle_http: httpx.Client) -> No
 def test_a_pruning_takes_the_data_set_of_its_source(http: httpx.Client, trained: dict[str, str]) -> None:
     answer = http.post("/v1/jobs", params={"validate_only": True}, json=prune_spec(trained["id"]))
 
-    assert answer.json()["spec"]["dataset"] == {"name": "digits"}
+    assert answer.json()["spec"]["dataset"] == {"name": "digits", "validation_images": 0}
 
 
 def test_a_continued_training_takes_the_widths_of_its_checkpoint(http: httpx.Client, trained: dict[str, str]) -> None:

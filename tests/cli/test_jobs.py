@@ -164,9 +164,9 @@ def test_download_takes_what_is_named_and_repairs_what_is_damaged(secateur: Seca
 
 
 def test_an_artifact_that_is_not_there_is_wrong_usage(secateur: Secateur, trained: Document) -> None:
-    done = secateur("download", trained["id"], "here", "model.onnx")
+    done = secateur("download", trained["id"], "here", "comparison.png")
     assert done.code == 2
-    assert "model.onnx" in done.err
+    assert "comparison.png" in done.err
     assert not (secateur.folder / "here").exists()
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from functools import cache
+from typing import Any, get_args
 
 from fastapi import APIRouter
+from pydantic import BaseModel
 
 from app.api.deps import READER_ONLY
 from app.api.openapi import problems
@@ -12,8 +15,10 @@ from app.api.schemas import Datasets
 from app.contract.artifacts import ARTIFACTS
 from app.contract.datasets import DATASETS
 from app.contract.network import PARAMETER_NAMES
+from app.contract.pruning import METHODS, SCHEDULES
 from app.contract.report import SCHEMAS
-from app.contract.spec import SPEC, CompareSpec, L1Penalty, ModelSpec, PruneSpec, ThresholdPruning, TrainSpec
+from app.contract.spec import SPEC, CompareSpec, ModelSpec, PruneSpec, TrainSpec
+from app.contract.training import OPTIMIZERS, PENALTIES
 from app.core.errors import NotFound
 
 router = APIRouter(prefix="/v1", tags=["catalogue"], dependencies=[READER_ONLY])
@@ -22,11 +27,18 @@ router = APIRouter(prefix="/v1", tags=["catalogue"], dependencies=[READER_ONLY])
 @router.get("/options", operation_id="get_options", responses=problems())
 def get_options() -> dict[str, Any]:
     """Kinds of job, architectures, data sets, penalties and pruning methods, with ranges and defaults."""
+    return _options()
+
+
+@cache
+def _options() -> dict[str, Any]:
     return {
         "kinds": {name: _described(model) for name, model in _KINDS.items()},
         "architectures": {"cnn": _described(ModelSpec)},
-        "penalties": {"l1": _described(L1Penalty)},
-        "pruning_methods": {"threshold": _described(ThresholdPruning)},
+        "optimizers": _tagged(OPTIMIZERS, "name"),
+        "penalties": _tagged(PENALTIES, "penalty"),
+        "pruning_methods": _tagged(METHODS, "method"),
+        "pruning_schedules": _tagged(SCHEDULES, "name"),
         "datasets": list(DATASETS),
         "tensors": list(PARAMETER_NAMES),
         "artifacts": {name: kind._asdict() for name, kind in ARTIFACTS.items()},
@@ -35,6 +47,11 @@ def get_options() -> dict[str, Any]:
 
 
 _KINDS = {"train": TrainSpec, "prune": PruneSpec, "compare": CompareSpec}
+
+
+def _tagged(members: Iterable[type[BaseModel]], tag: str) -> dict[str, Any]:
+    """The members of a tagged union, by their tags."""
+    return {get_args(member.model_fields[tag].annotation)[0]: _described(member) for member in members}
 
 
 def _described(model: Any) -> dict[str, Any]:
@@ -55,7 +72,7 @@ def list_datasets() -> Datasets:
 
 @router.get("/schemas/{name}", operation_id="get_schema", responses=problems(404))
 def get_schema(name: str) -> dict[str, Any]:
-    """The JSON Schema of a published document: report, histogram, epoch-metrics, comparison or manifest."""
+    """The JSON Schema of a published document, by its name: report, manifest, histogram and so on."""
     if name not in SCHEMAS:
         raise NotFound(f"There is no schema {name[:64]!r}; there are: {', '.join(SCHEMAS)}.")
     return SCHEMAS[name].model_json_schema(mode="serialization")
