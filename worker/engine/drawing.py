@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -49,14 +50,13 @@ _LOG_FLOOR = 0.5
 def draw_histogram(histogram: Histogram, report: Report, title: str | None) -> bytes:
     """A PNG with one row a tensor, its weights before and after pruning: linear count on the left, log on the right."""
     facts = {tensor.name: tensor for tensor in report.tensors}
-    figure, rows = _figure(len(histogram.tensors), _headline(title, report))
+    figure, rows = _figure(len(histogram.tensors), _headline(title, report), layout=None)
+    _lay_out(figure, len(histogram.tensors))
     for (left, right), tensor in zip(rows, histogram.tensors, strict=True):
         _draw_tensor(left, tensor, log=False)
         _draw_tensor(right, tensor, log=True)
         _name_row(left, f"{tensor.name}: {_facts(facts[tensor.name])}")
-    figure.legend(
-        *rows[0][1].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8
-    )
+    figure.legend(*rows[0][1].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False, fontsize=8)
     rows[-1][0].set_xlabel("value")
     rows[-1][1].set_xlabel("value")
     return _png(figure)
@@ -73,7 +73,7 @@ def draw_sensitivity(sensitivity: Sensitivity, report: Report, title: str | None
     axes.axhline(100 * sensitivity.accuracy, color=_GREY, linewidth=0.8, linestyle=(0, (4, 2)), label="not pruned")
     for tensor, color in zip(sensitivity.tensors, _JOBS, strict=False):
         # In the order of the axis, whatever the spec's.
-        points = sorted((100 * point.sparsity, 100 * point.accuracy) for point in tensor.points)
+        points = sorted((100 * (1 - point.nonzero / tensor.total), 100 * point.accuracy) for point in tensor.points)
         label = f"{tensor.name} ({tensor.total:,})"
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, linewidth=1.2, color=color, label=label)
     axes.set_xlabel("zeros in the layer's weights, %")
@@ -86,7 +86,7 @@ def draw_sensitivity(sensitivity: Sensitivity, report: Report, title: str | None
 
 
 def _headline(title: str | None, report: Report) -> str:
-    trained = f"{_PENALTIES[report.penalty]} penalty β = {report.strength:g}" if report.penalty else "no penalty"
+    trained = f"{_penalty(report.penalty)} penalty β = {report.strength:g}" if report.penalty else "no penalty"
     pruned = _pruned(report)
     how = f"{report.dataset}, {trained}, {pruned}" if report.kind == "train" else f"{report.dataset}, {pruned}"
     accuracy = f"accuracy {_percent(report.accuracy_before.accuracy)}"
@@ -94,6 +94,10 @@ def _headline(title: str | None, report: Report) -> str:
         accuracy += f" → {_percent(report.accuracy_after.accuracy)}"
         accuracy += f", {_percent(report.total.sparsity)} of all parameters are zero"
     return "\n".join(filter(None, (_legible(title, 100), f"{how}: {accuracy}")))
+
+
+def _penalty(name: str) -> str:
+    return _PENALTIES.get(name, name)
 
 
 def _pruned(report: Report) -> str:
@@ -252,7 +256,7 @@ def _name(job: ComparedJob) -> str:
     report = job.report
     # An id's end tells it from others; its beginning is the time.
     name = _legible(job.display_name, 24).strip() or f"job …{job.job_id[-8:]}"
-    penalty = [f"{_PENALTIES[report.penalty]} β = {report.strength:g}"] if report.penalty else []
+    penalty = [f"{_penalty(report.penalty)} β = {report.strength:g}"] if report.penalty else []
     pruning = [f"θ = {report.threshold:g}" if report.threshold is not None else report.method or "not pruned"]
     return f"{name}\n" + ", ".join([report.dataset, *penalty, *pruning])
 
@@ -314,11 +318,29 @@ def _scale_log(axes: Axes, floor: float) -> None:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
-def _figure(rows: int, headline: str, first: float = 0.0) -> tuple[Figure, list[tuple[Axes, Axes]]]:
+def _lay_out(figure: Figure, rows: int) -> None:
+    """By rulers, in inches: every label's size is known here, and a layout engine would draw all of it twice to find
+    out."""
+    width, height = figure.get_size_inches()
+    left, right, top, bottom, between = 0.85, 0.15, height - rows * _ROW + 0.1, 0.75, 0.55
+    axes = (height - top - bottom - (rows - 1) * between) / rows
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - right / width,
+        top=1 - top / height,
+        bottom=bottom / height,
+        hspace=between / axes,
+        wspace=0.2,
+    )
+
+
+def _figure(
+    rows: int, headline: str, first: float = 0.0, layout: Literal["constrained"] | None = "constrained"
+) -> tuple[Figure, list[tuple[Axes, Axes]]]:
     """Two columns of axes; `first` is the least height of the first row, in inches."""
     heights = [max(first, _ROW), *[_ROW] * (rows - 1)]
     height = sum(heights) + 0.6 + 0.25 * headline.count("\n")
-    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout=layout)
     figure.set_facecolor("white")
     figure.suptitle(headline, fontsize=11, parse_math=False, fontfamily=_FONT)
     grid = figure.subplots(rows, 2, squeeze=False, height_ratios=heights)
