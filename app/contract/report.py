@@ -36,7 +36,9 @@ class TensorReport(_Document):
     nonzero_after: int
     sparsity: float = Field(description="Zeros over total, at the end.")
     masked: int = Field(0, description="Entries that the mask holds at zero; other zeros came by themselves.")
-    threshold: float | None
+    threshold: float | None = Field(
+        description="Half-width of the interval that was set to zero; null where there was none, or one a round."
+    )
     min: float = Field(description="Smallest value before pruning.")
     max: float = Field(description="Largest value before pruning.")
     emptied: bool = Field(description="Had non-zeros before pruning and has none now.")
@@ -49,6 +51,7 @@ class LayerReport(_Document):
     nonzero_before: int
     nonzero_after: int
     sparsity: float
+    masked: int = 0
     macs_dense: int = Field(description="Multiply-accumulates per image; 0 for BatchNorm.")
     macs_nonzero: int = Field(description="The same, of non-zero weights alone; nothing runs faster by it by itself.")
 
@@ -59,6 +62,10 @@ class TotalReport(_Document):
     nonzero_before: int
     nonzero_after: int
     sparsity: float
+    eligible_nonzero_before: int = 0
+    eligible_nonzero_after: int = 0
+    eligible_sparsity: float | None = Field(None, description="null when nothing was eligible.")
+    masked: int = 0
     emptied: tuple[str, ...]
     macs_dense: int
     macs_nonzero: int
@@ -106,6 +113,8 @@ class ClassReport(_Document):
     total: int
     correct_before: int
     correct_after: int
+    accuracy_before: float
+    accuracy_after: float
 
 
 class FileSize(_Document):
@@ -138,7 +147,7 @@ class Report(_Document):
     penalty: str | None
     strength: float | None
     method: str | None
-    schedule: str | None = None
+    schedule: str | None = Field(None, description="one-shot, before-training (at once, too), iterative or gradual.")
     threshold: float | None
     accuracy_before: Accuracy = Field(description="Of the network as it was when its pruning began.")
     accuracy_pruned: Accuracy | None = Field(
@@ -147,6 +156,7 @@ class Report(_Document):
         "before any further training. null without a pruning.",
     )
     accuracy_after: Accuracy = Field(description="Of the network that is published.")
+    accuracy_difference: float | None = Field(None, description="After less before.")
     total: TotalReport
     layers: tuple[LayerReport, ...]
     tensors: tuple[TensorReport, ...]
@@ -160,8 +170,8 @@ class Report(_Document):
 
 
 class SensitivityPoint(_Document):
-    sparsity: float
-    nonzero: int = Field(description="Of the tensor.")
+    sparsity: float = Field(description="As asked for.")
+    nonzero: int = Field(description="Left in the tensor.")
     accuracy: float
 
 
@@ -173,7 +183,7 @@ class TensorSensitivity(_Document):
 
 class Sensitivity(_Document):
     """Accuracy when one weight tensor alone loses its smallest weights, without any training after it. Of the network
-    as it was when its pruning began."""
+    as it was when its pruning began; of the trained network when nothing is pruned."""
 
     version: Literal[1] = 1
     images: Literal["validation", "test"] = Field(description="The validation images where the data set has some.")

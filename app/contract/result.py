@@ -12,7 +12,8 @@ class _Result(BaseModel):
 
 
 class NetworkResult(_Result):
-    """Of a train or prune job. "Before" and "after" are before and after pruning; equal when nothing was pruned."""
+    """Of a train or prune job. "Before" is when the pruning began, "after" is the network that is published,
+    fine-tuned or not; they are equal when nothing was pruned."""
 
     kind: Literal["train", "prune"]
     accuracy_before: float = Field(ge=0, le=1, description="Share of the test images classified rightly.")
@@ -20,7 +21,7 @@ class NetworkResult(_Result):
     parameters: int
     nonzero_before: int
     nonzero_after: int
-    sparsity: float = Field(ge=0, le=1, description="Zeros over all parameters, after pruning.")
+    sparsity: float = Field(ge=0, le=1, description="Zeros over all parameters, at the end.")
     emptied: tuple[str, ...] = Field(description="Tensors that pruning left without a single non-zero.")
     threshold: float | None
     compact_parameters: int | None = Field(None, description="Parameters of the compact network.")

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from app.contract.network import layer_positions
 from app.contract.spec import ModelSpec
 from tests.engine.pruned import LAYERS, Pruned, State, dense, images, pruned
-from worker.engine.compact import EPSILON, INPUTS, Compact, Widths, build, compact, load, shapes, to_safetensors
+from worker.engine.compact import INPUTS, Compact, Widths, build, compact, load, shapes, to_safetensors
 from worker.engine.errors import InvalidCheckpoint
-from worker.engine.model import Cnn
+from worker.engine.model import EPSILON, Cnn
 
 ROUNDING = 2.0**-24
 """Of one number to float32, relative to it."""

@@ -103,6 +103,7 @@ def test_a_few_predictions_by_hand() -> None:
 
     assert (zero.label, zero.total, zero.correct_before, zero.correct_after) == (0, 2, 1, 2)
     assert (one.label, one.total, one.correct_before, one.correct_after) == (1, 2, 2, 1)
+    assert (one.accuracy_before, one.accuracy_after) == (1.0, 0.5)
 
 
 def test_agreement_is_the_share_of_equal_answers(l1: Run) -> None:
@@ -146,7 +147,9 @@ def test_the_code_in_the_docs_loads_the_compact_network(l1: Run, monkeypatch: py
     exec(second, there)
     state = there["state"]
     assert isinstance(state, dict)
-    assert state.keys() == load_file("compact.safetensors").keys()
+    compact = load_file("compact.safetensors")
+    assert state.keys() == compact.keys()
+    assert all(np.array_equal(state[name], tensor.numpy()) for name, tensor in compact.items())
 
 
 def test_an_ill_conditioned_network_is_exported_and_no_failure(plain: Run) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.engine.pruned import Pruned, dense, images, pruned
 from worker.engine.compact import INPUTS, build, compact
-from worker.engine.onnx_graph import check, compact_model, latencies, latency, plain_model
+from worker.engine.onnx_graph import check, compact_model, latencies, plain_model
 
 SOURCE = ((16, 16, 32), 300)
 CLOSE = 1e-5
@@ -118,7 +118,7 @@ def test_latencies_are_numbers_of_milliseconds() -> None:
 
 
 def test_a_time_that_is_up_still_leaves_a_round() -> None:
-    measured = latency(plain_model(dense().state), 1, threads=2, seconds=0)
+    measured = latencies({"plain": plain_model(dense().state)}, 1, threads=2, seconds=0)["plain"]
 
     assert measured.runs == 10
     assert 0 < measured.median_ms <= measured.p95_ms

@@ -204,28 +204,34 @@ def test_std_of_a_tensor_without_kept_entries_is_no_error() -> None:
 
 
 @UNHURRIED
-@given(st.integers(0, 1000), st.floats(0, 5))
-def test_the_thresholds_told_are_those_that_prune(seed: int, multiplier: float) -> None:
+@given(st.integers(0, 1000), st.floats(0, 5), st.floats(0, 1))
+def test_the_thresholds_told_are_those_that_prune(seed: int, multiplier: float, kept: float) -> None:
     state = state_of(seed=seed)
+    mask = random_mask(state, kept, seed)
     params = pruning("std", multiplier=multiplier, layers=["conv", "linear"])
 
-    told, after = thresholds(params, state), prune(params, state, full(state))
+    told, after = thresholds(params, state, mask), prune(params, state, mask)
 
     assert set(told) == {name for name in PARAMETER_NAMES if ".1." not in name}
     for name, limit in told.items():
         assert limit is not None
-        assert torch.equal(after[name], state[name].double().abs() > limit)
+        assert torch.equal(after[name], mask[name] & (state[name].double().abs() > limit))
 
 
 def test_thresholds_are_told_where_a_method_has_them() -> None:
     state = state_of()
 
-    assert thresholds(pruning("threshold", threshold=0.25), state) == dict.fromkeys(PARAMETER_NAMES, 0.25)
-    assert thresholds(pruning("random", keep=1, layers=["linear"], parameters=["bias"]), state) == {
+    assert thresholds(pruning("threshold", threshold=0.25), state, full(state)) == dict.fromkeys(PARAMETER_NAMES, 0.25)
+    assert thresholds(pruning("random", keep=1, layers=["linear"], parameters=["bias"]), state, full(state)) == {
         "fc1.bias": None,
         "fc2.bias": None,
     }
-    assert set(thresholds(pruning("n:m"), state)) == {"layer2.0.weight", "layer3.0.weight", "fc1.weight", "fc2.weight"}
+    assert set(thresholds(pruning("n:m"), state, full(state))) == {
+        "layer2.0.weight",
+        "layer3.0.weight",
+        "fc1.weight",
+        "fc2.weight",
+    }
 
 
 def _images(count: int) -> tuple[Tensor, Tensor]:

@@ -47,6 +47,9 @@ def test_a_network_of_a_few_weights_by_hand() -> None:
     assert (weight.masked, bias.masked, other.masked) == (2, 2, 1)
     assert (layers["fc1"].total, layers["fc1"].nonzero_after, layers["fc1"].macs_nonzero) == (6, 2, 2)
     assert (total.parameters, total.nonzero_before, total.nonzero_after) == (20, 5, 2)
+    # Of fc1 and fc2 alone: 4 + 2 + 1 + 1 entries.
+    assert (total.eligible, total.eligible_nonzero_before, total.eligible_nonzero_after) == (8, 5, 2)
+    assert (total.eligible_sparsity, total.masked, layers["fc1"].masked) == (0.75, 18, 4)
     assert total.emptied == ("fc1.bias",)
 
 

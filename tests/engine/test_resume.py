@@ -189,7 +189,13 @@ STAGED: dict[str, Document] = {
 STAGED_STEPS = 14  # of an epoch, since 100 images are for validation
 
 
-@pytest.mark.parametrize("name", STAGED)
+SLOW = pytest.mark.acceptance
+"""Like the others, in the order of their stages alone."""
+
+
+@pytest.mark.parametrize(
+    "name", ["fine-tuned", "gradual", pytest.param("rewound", marks=SLOW), pytest.param("before", marks=SLOW)]
+)
 def test_a_run_of_several_stages_goes_on_from_each_of_its_checkpoints(tmp_path: Path, name: str) -> None:
     dataset = {"name": "digits", "validation_images": 100}
     spec = train_spec(dataset=dataset, training={"epochs": 2}, **STAGED[name])

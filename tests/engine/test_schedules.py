@@ -104,6 +104,7 @@ def test_what_is_left_is_fine_tuned_with_the_mask_on(tmp_path: Path) -> None:
     assert _nonzero(model) <= TOTAL - TOTAL * 9 // 10
     assert report.accuracy_pruned is not None
     assert report.accuracy_after.accuracy > report.accuracy_pruned.accuracy
+    assert report.accuracy_difference == report.accuracy_after.accuracy - report.accuracy_before.accuracy
     assert _epochs(told) == [("training", None, n, 0.0) for n in (1, 2, 3)] + [
         ("fine_tuning", None, n, 0.9) for n in (1, 2, 3)
     ]

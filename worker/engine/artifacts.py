@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from app.contract.network import PARAMETER_NAMES
-from app.contract.pruning import ThresholdPruning
+from app.contract.pruning import OneShot, Pruning, ThresholdPruning
 from app.contract.report import Accuracy, EpochMetrics, Histogram, Report, Sensitivity, SizeReport
 from app.contract.spec import ModelSpec, PruneSpec, TrainSpec
 from worker.engine.checkpoint import to_safetensors, to_torch
@@ -16,7 +16,7 @@ from worker.engine.drawing import draw_histogram, draw_sensitivity
 from worker.engine.evidence import Exports, class_reports, exports
 from worker.engine.export import to_json
 from worker.engine.histogram import histogram
-from worker.engine.pruning import Mask, thresholds
+from worker.engine.pruning import Mask
 from worker.engine.report import layer_reports, size_report, tensor_reports, to_csv, total_report
 
 
@@ -29,6 +29,8 @@ class Outcome:
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
     mask: Mask | None
+    thresholds: Mapping[str, float | None]
+    """By which entries were dropped, of the tensors that have one."""
     accuracy_before: Accuracy
     accuracy_pruned: Accuracy | None
     accuracy_after: Accuracy
@@ -76,9 +78,8 @@ def network_files(
 def _report(spec: TrainSpec | PruneSpec, outcome: Outcome, exported: Exports, sizes: SizeReport) -> Report:
     assert spec.dataset is not None
     pruning, penalty = spec.pruning, spec.regularization if isinstance(spec, TrainSpec) else None
-    before = parameters_of(outcome.before)
-    found = {} if pruning is None or pruning.schedule.name != "one-shot" else thresholds(pruning, before)
-    tensors = tensor_reports(before, parameters_of(outcome.after), pruning, outcome.mask, found)
+    before, after = parameters_of(outcome.before), parameters_of(outcome.after)
+    tensors = tensor_reports(before, after, pruning, outcome.mask, outcome.thresholds)
     layers = layer_reports(tensors)
     return Report(
         kind=spec.kind,
@@ -88,11 +89,12 @@ def _report(spec: TrainSpec | PruneSpec, outcome: Outcome, exported: Exports, si
         penalty=penalty and penalty.penalty,
         strength=penalty and penalty.strength,
         method=pruning and pruning.method,
-        schedule=pruning and pruning.schedule.name,
+        schedule=pruning and _schedule(pruning),
         threshold=pruning.threshold if isinstance(pruning, ThresholdPruning) else None,
         accuracy_before=outcome.accuracy_before,
         accuracy_pruned=outcome.accuracy_pruned,
         accuracy_after=outcome.accuracy_after,
+        accuracy_difference=outcome.accuracy_after.accuracy - outcome.accuracy_before.accuracy,
         total=total_report(tensors, layers),
         layers=layers,
         tensors=tensors,
@@ -102,6 +104,11 @@ def _report(spec: TrainSpec | PruneSpec, outcome: Outcome, exported: Exports, si
         agreement=float((outcome.predictions_before == outcome.predictions_after).double().mean()),
         latency=exported.latency,
     )
+
+
+def _schedule(pruning: Pruning) -> str:
+    schedule = pruning.schedule
+    return schedule.when if isinstance(schedule, OneShot) and schedule.when == "before-training" else schedule.name
 
 
 def _histogram(spec: TrainSpec | PruneSpec, outcome: Outcome, report: Report) -> Histogram:

@@ -29,11 +29,9 @@ from app.contract.network import KERNELS, POOLED, layer_positions, parameter_sha
 from app.contract.pruning import place_of
 from app.contract.spec import Channels
 from worker.engine.errors import InvalidCheckpoint
+from worker.engine.model import EPSILON
 
 State = Mapping[str, Tensor]
-
-EPSILON = 1e-5
-"""PyTorch's default for BatchNorm, which `Cnn` takes."""
 
 FEATURES = (28 >> sum(POOLED)) ** 2
 """Features of one channel of layer3 that fc1 can read."""

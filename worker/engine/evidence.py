@@ -113,12 +113,16 @@ def _latency(models: Mapping[str, bytes]) -> LatencyReport:
 
 def class_reports(labels: Tensor, before: Tensor, after: Tensor) -> tuple[ClassReport, ...]:
     """For each class among the test images [N], how many of its images each network knows."""
-    return tuple(
-        ClassReport(
-            label=label,
-            total=int((labels == label).sum()),
-            correct_before=int(((labels == label) & (before == label)).sum()),
-            correct_after=int(((labels == label) & (after == label)).sum()),
-        )
-        for label in range(int(labels.max()) + 1)
+    return tuple(_class_report(label, labels == label, before, after) for label in torch.unique(labels).tolist())
+
+
+def _class_report(label: int, members: Tensor, before: Tensor, after: Tensor) -> ClassReport:
+    total, known = int(members.sum()), [int((members & (told == label)).sum()) for told in (before, after)]
+    return ClassReport(
+        label=label,
+        total=total,
+        correct_before=known[0],
+        correct_after=known[1],
+        accuracy_before=known[0] / total,
+        accuracy_after=known[1] / total,
     )

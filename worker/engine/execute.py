@@ -16,7 +16,7 @@ from worker.engine.model import Cnn
 from worker.engine.observer import Observer
 from worker.engine.plan import Course, Cut, Stage
 from worker.engine.progress import Progress, state_of
-from worker.engine.pruning import Mask, needs_gradients, prune
+from worker.engine.pruning import Mask, needs_gradients, prune, thresholds
 from worker.engine.pruning.gradients import gradients_for
 from worker.engine.recalibrate import recalibrate
 from worker.engine.resume import Origin, TrainingState
@@ -82,7 +82,8 @@ def _needs_examples(stage: Stage) -> bool:
 
 def _cut(stage: Cut, candidate: Candidate, examples: Examples | None, progress: Progress, observer: Observer) -> None:
     network, pruning = candidate.network, stage.pruning
-    if progress.dense is None:
+    is_first = progress.dense is None
+    if is_first:
         progress.dense = state_of(network)
         _measure(network, BEFORE, candidate, progress, observer)
     observer.enter(Phase.PRUNING)
@@ -93,6 +94,8 @@ def _cut(stage: Cut, candidate: Candidate, examples: Examples | None, progress: 
         if examples is not None
         else ()
     )
+    limits = thresholds(pruning, state, mask)
+    progress.thresholds = limits if is_first or limits == progress.thresholds else {}
     mask = prune(pruning, state, mask, sparsity=stage.sparsity, gradients=batches)
     progress.mask = mask.to(torch.device("cpu"))
     network.load_state_dict(mask.apply(state))

@@ -10,6 +10,9 @@ from app.contract.spec import ModelSpec
 from worker.engine.seeding import seeded
 
 _CLASSES = 10
+EPSILON = 1e-5
+"""What BatchNorm adds to a variance."""
+
 _SIDE_AFTER_POOLING = 28 >> sum(POOLED)
 
 
@@ -34,7 +37,7 @@ class Cnn(nn.Module):
 def _convolutional(width_in: int, width: int, kernel: int, *, pooled: bool) -> nn.Sequential:
     convolution = nn.Conv2d(width_in, width, kernel, padding=kernel // 2)
     pooling = [nn.MaxPool2d(2)] if pooled else []
-    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU(), *pooling)
+    return nn.Sequential(convolution, nn.BatchNorm2d(width, eps=EPSILON), nn.ReLU(), *pooling)
 
 
 def fresh(model: ModelSpec, seed: int) -> Cnn:

@@ -19,7 +19,8 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from app.contract.network import KERNELS, POOLED
-from worker.engine.compact import EPSILON, INPUTS
+from worker.engine.compact import INPUTS
+from worker.engine.model import EPSILON
 
 OPSET = 17
 IR_VERSION = 8
@@ -107,11 +108,6 @@ def check(model: bytes, network: nn.Module, images: Tensor, *, threads: int = 1)
     """
     ours = _session(model, threads).run(["logits"], {"images": images.numpy()})[0]
     return float((torch.from_numpy(ours) - network(images)).abs().max())
-
-
-def latency(model: bytes, batch: int, *, threads: int = 1, runs: int = 200, seconds: float = 5.0) -> Latency:
-    """As `latencies`, of one model."""
-    return latencies({"model": model}, batch, threads=threads, runs=runs, seconds=seconds)["model"]
 
 
 def latencies(

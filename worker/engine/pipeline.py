@@ -159,6 +159,7 @@ def _publish(
         before=progress.dense or after,
         after=after,
         mask=progress.mask,
+        thresholds=progress.thresholds,
         accuracy_before=accuracies[BEFORE],
         accuracy_pruned=accuracies.get(PRUNED),
         accuracy_after=accuracies[last],

@@ -22,6 +22,8 @@ class Progress:
     steps: int = 0
     """Training steps of all courses so far."""
     mask: Mask | None = None
+    thresholds: dict[str, float | None] = field(default_factory=dict)
+    """Half-widths of the intervals that the cuts so far have set to zero, by tensor; none where they changed."""
     dense: State | None = None
     """The network when its pruning began."""
     early: State | None = None

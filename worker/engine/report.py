@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor
 
 from app.contract.network import layer_positions
-from app.contract.pruning import Pruning, eligible, place_of
+from app.contract.pruning import Pruning, place_of
+from app.contract.pruning import eligible as is_eligible
 from app.contract.report import FileSize, LayerReport, SizeReport, TensorReport, TotalReport
 from worker.engine.pruning import Mask
 
@@ -28,7 +29,7 @@ def tensor_reports(
             name,
             before[name],
             after[name],
-            touched=pruning is not None and eligible(pruning, name),
+            touched=pruning is not None and is_eligible(pruning, name),
             masked=0 if mask is None else mask[name].numel() - mask.kept[name],
             threshold=thresholds.get(name),
         )
@@ -77,6 +78,7 @@ def _layer_report(name: str, tensors: Sequence[TensorReport]) -> LayerReport:
         nonzero_before=sum(tensor.nonzero_before for tensor in tensors),
         nonzero_after=left,
         sparsity=_sparsity(left, total),
+        masked=sum(tensor.masked for tensor in tensors),
         macs_dense=positions * sum(tensor.total for tensor in weights),
         macs_nonzero=positions * sum(tensor.nonzero_after for tensor in weights),
     )
@@ -84,12 +86,18 @@ def _layer_report(name: str, tensors: Sequence[TensorReport]) -> LayerReport:
 
 def total_report(tensors: Sequence[TensorReport], layers: Sequence[LayerReport]) -> TotalReport:
     parameters, left = sum(tensor.total for tensor in tensors), sum(tensor.nonzero_after for tensor in tensors)
+    eligible = [tensor for tensor in tensors if tensor.eligible]
+    eligible_total, eligible_left = (sum(tensor.total for tensor in eligible), sum(t.nonzero_after for t in eligible))
     return TotalReport(
         parameters=parameters,
-        eligible=sum(tensor.total for tensor in tensors if tensor.eligible),
+        eligible=eligible_total,
         nonzero_before=sum(tensor.nonzero_before for tensor in tensors),
         nonzero_after=left,
         sparsity=_sparsity(left, parameters),
+        eligible_nonzero_before=sum(tensor.nonzero_before for tensor in eligible),
+        eligible_nonzero_after=eligible_left,
+        eligible_sparsity=_sparsity(eligible_left, eligible_total) if eligible_total else None,
+        masked=sum(tensor.masked for tensor in tensors),
         emptied=tuple(tensor.name for tensor in tensors if tensor.emptied),
         macs_dense=sum(layer.macs_dense for layer in layers),
         macs_nonzero=sum(layer.macs_nonzero for layer in layers),

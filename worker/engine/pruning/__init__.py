@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from app.contract.pruning import (
+    ByGradient,
     ChannelPruning,
     FoldedMagnitudePruning,
     MagnitudePruning,
@@ -81,21 +82,18 @@ def _scores(
             return {name: drawn[name] for name in weights}
 
 
-def thresholds(pruning: Pruning, tensors: Mapping[str, Tensor]) -> dict[str, float | None]:
-    """The half-width of the interval that is pruned, of each eligible tensor; None where the method has no such.
-
-    For `std` it is what the first round takes, when nothing is masked yet.
-    """
-    names = [name for name in tensors if eligible(pruning, name)]
+def thresholds(pruning: Pruning, tensors: Mapping[str, Tensor], mask: Mask) -> dict[str, float | None]:
+    """The half-width of the interval that `prune` sets to zero in each eligible tensor; None where it has none."""
+    names = [name for name in mask if eligible(pruning, name)]
     match pruning:
         case ThresholdPruning():
             return dict.fromkeys(names, pruning.threshold)
         case StdPruning():
-            return {name: pruning.multiplier * std.deviation(tensors[name]) for name in names}
+            return {name: pruning.multiplier * std.deviation(tensors[name][mask[name]]) for name in names}
         case _:
             return dict.fromkeys(names)
 
 
 def needs_gradients(pruning: Pruning) -> bool:
     """Whether `prune` is to be given gradients of the loss."""
-    return isinstance(pruning, TaylorPruning | SnipPruning)
+    return isinstance(pruning, ByGradient)

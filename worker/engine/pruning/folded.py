@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from app.contract.pruning import place_of
-
-_EPSILON = nn.BatchNorm2d(1).eps
+from worker.engine.model import EPSILON
 
 
 def scores(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -21,5 +20,5 @@ def _score(name: str, weight: Tensor, state: Mapping[str, Tensor]) -> Tensor:
     if place.layer_kind != "conv":
         return weight.abs()
     norm = f"{place.layer.removesuffix('.0')}.1"
-    scale = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + _EPSILON).sqrt()
+    scale = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + EPSILON).sqrt()
     return (weight * scale.view(-1, *[1] * (weight.dim() - 1))).abs()

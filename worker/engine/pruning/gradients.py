@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from app.contract.pruning import Pruning, SnipPruning, TaylorPruning
+from app.contract.pruning import ByGradient, Pruning
 
 
 class BatchGradients(NamedTuple):
@@ -39,7 +39,7 @@ def gradients_for(
     pruning: Pruning, network: nn.Module, images: Tensor, labels: Tensor, check: Callable[[], None]
 ) -> Iterator[BatchGradients]:
     """Those that this pruning scores by; none for most. `check` is called ahead of each batch."""
-    if isinstance(pruning, TaylorPruning | SnipPruning):
+    if isinstance(pruning, ByGradient):
         for batch in gradients(network, images, labels, pruning.images):
             check()
             yield batch
