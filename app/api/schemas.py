@@ -88,10 +88,11 @@ class Job(Resource):
 class Estimate(Resource):
     """Arithmetic on the spec, no promise of time."""
 
-    parameters: int | None = Field(description="Trainable parameters; null when the source decides.")
+    parameters: int | None = Field(description="Trainable parameters; null where no network is made.")
     macs_per_image: int | None
     training_macs: int | None = Field(
-        description="Multiply-accumulates of the whole training, backward passes included."
+        description="Multiply-accumulates of all training and fine-tuning, backward passes included, with validation, "
+        "scores and sensitivity."
     )
     checkpoint_bytes: int | None
 

@@ -118,7 +118,10 @@ def _result_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     kept = f"{result['nonzero_after']:,} of {result['parameters']:,}"
     return [
-        ("accuracy", f"{percent(result['accuracy_before'])} before pruning, {percent(result['accuracy_after'])} after"),
+        (
+            "accuracy",
+            f"{percent(result['accuracy_before'])} before pruning, {percent(result['accuracy_after'])} at the end",
+        ),
         ("non-zeros", f"{kept} ({percent(result['sparsity'])} sparse)"),
         ("compact", f"{compact:,} parameters" if (compact := result.get("compact_parameters")) else ""),
         ("emptied", ", ".join(result["emptied"])),

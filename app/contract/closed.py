@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue
+from pydantic_core import PydanticCustomError
 
 T = TypeVar("T", str, float)
 
@@ -13,6 +14,11 @@ class Closed(BaseModel):
     """Refuses what it does not know, and anything that would have to be guessed (`"5"` is no number)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def refusal(pointer: str, code: str, reason: str) -> PydanticCustomError:
+    """What is wrong lies between fields: `pointer` is the one to mend, from the model whose validator raises this."""
+    return PydanticCustomError(code, "{reason}", {"reason": reason, "pointer": pointer})
 
 
 def _distinct(values: tuple[T, ...]) -> tuple[T, ...]:

@@ -67,7 +67,8 @@ def _explain_one(detail: Any, schema: dict[str, Any]) -> FieldError:
         )
     elif code in ("too_short", "too_long"):
         text = text.replace("Tuple", "List").replace(" after validation", "")
-    return FieldError(pointer="".join(f"/{_escape(str(step))}" for step in path), code=code, detail=text)
+    pointer = "".join(f"/{_escape(str(step))}" for step in path) + detail.get("ctx", {}).get("pointer", "")
+    return FieldError(pointer=pointer, code=code, detail=text)
 
 
 def unknown(given: str, known: Sequence[str], what: str) -> str:

@@ -27,7 +27,8 @@ class OneShot(Closed):
 
 
 class Iterative(Closed):
-    """Rounds of pruning and fine-tuning (Han et al. 2015). After round i of R, (1 − sparsity)^(i/R) is left.
+    """Rounds of pruning and fine-tuning (Han et al. 2015). After round i of R, (1 − sparsity)^(i/R) is left;
+    `threshold` and `std` do the same in every round.
 
     With `rewind_epoch`, what each round leaves goes back to its value after that epoch of the training, 0 for the
     initial weights, before it is fine-tuned (Frankle & Carbin 2019; Frankle et al. 2020).
@@ -45,7 +46,7 @@ class Gradual(Closed):
     name: Literal["gradual"]
     begin_epoch: Annotated[int, Field(ge=0, le=1000, description="Whole epochs before the first pruning.")] = 0
     end_epoch: Annotated[int, Field(ge=1, le=1000, description="After so many epochs all is pruned.")]
-    every_steps: Annotated[int, Field(ge=1, le=10_000)] = 50
+    every_steps: Annotated[int, Field(ge=1, le=10_000, description="Training steps from one pruning to the next.")] = 50
 
     @model_validator(mode="after")
     def _takes_time(self) -> Gradual:
@@ -64,7 +65,10 @@ Sparsity = Annotated[float | None, Field(ge=0, lt=1)]
 class _Method(Closed):
     recalibrate_batchnorm: Annotated[
         bool,
-        Field(description="Estimate BatchNorm's running statistics again, on the training images, after each pruning."),
+        Field(
+            description="Estimate BatchNorm's running statistics again, on up to 10,000 training images, after each "
+            "pruning; where it is gradual, at the end of that training."
+        ),
     ] = False
 
 
@@ -100,8 +104,20 @@ class Amount(_Entries):
     """How many of the eligible entries go: `sparsity` is the share that is zero afterwards, rounded down to whole
     entries; `keep` the number that stays. Exactly one of them."""
 
-    sparsity: Annotated[Sparsity, Field(description="Share of the eligible entries that is set to zero.")] = None
-    keep: Annotated[int | None, Field(ge=1, description="Number of eligible entries that stay.")] = None
+    sparsity: Annotated[
+        Sparsity,
+        Field(
+            description="Share of the eligible entries that is zero afterwards, rounded down to whole entries. Give "
+            "this or `keep`, not both."
+        ),
+    ] = None
+    keep: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Number of eligible entries that stay. Give this or `sparsity`; not with the scope `layer`.",
+        ),
+    ] = None
     scope: Annotated[
         Literal["global", "layer", "lamp"],
         Field(
@@ -145,7 +161,7 @@ class FoldedMagnitudePruning(Amount):
     method: Literal["bn-folded"]
 
 
-class _Sensitivity(Amount):
+class ByGradient(Amount):
     images: Annotated[
         int,
         Field(
@@ -156,13 +172,13 @@ class _Sensitivity(Amount):
     ] = 1000
 
 
-class TaylorPruning(_Sensitivity):
+class TaylorPruning(ByGradient):
     """Zeroes the entries of least mean (w·∂L/∂w)² over batches of 100 training images (Molchanov et al. 2019)."""
 
     method: Literal["taylor"]
 
 
-class SnipPruning(_Sensitivity):
+class SnipPruning(ByGradient):
     """Zeroes the entries of least |w·∂L/∂w|, L the mean loss of the images (Lee et al. 2019). Meant for the schedule
     `one-shot` with `when` `before-training`; the paper ranks with `scope` `global`."""
 
@@ -224,8 +240,12 @@ class ChannelPruning(_Method):
             "2017). Hidden units, which have no BatchNorm, go by a norm in any case: l2 unless l1 is asked for."
         ),
     ] = "batchnorm-scale"
-    sparsity: Sparsity = None
-    keep: Widths | None = None
+    sparsity: Annotated[
+        Sparsity, Field(description="Share of the units that goes, rounded down. Give this or `keep`, not both.")
+    ] = None
+    keep: Annotated[
+        Widths | None, Field(description="Widths that stay. Give this or `sparsity`; not with the scope `global`.")
+    ] = None
     scope: Annotated[
         Literal["global", "layer"],
         Field(description="`global` ranks the channels of all three convolutions together; hidden units go apart."),
@@ -240,7 +260,15 @@ class ChannelPruning(_Method):
         ),
         NO_REPEATS,
     ] = ("conv", "linear")
-    multiple: Annotated[int, Field(ge=1, le=64)] = 1
+    multiple: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="Each width is rounded up to a multiple of it, where the layer has as many: odd widths can be "
+            "slower.",
+        ),
+    ] = 1
     schedule: Rounds = ONE_SHOT
 
     @model_validator(mode="after")

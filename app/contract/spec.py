@@ -8,18 +8,18 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, StringConstraints, TypeAdapter, model_validator
+from pydantic_core import PydanticCustomError
 
-from app.contract.closed import NO_REPEATS, UNIQUE, Closed
+from app.contract.closed import NO_REPEATS, UNIQUE, Closed, refusal
 from app.contract.datasets import DATASETS, DatasetName
 from app.contract.network import PARAMETER_NAMES, macs_per_image, parameter_count, parameter_shapes
 from app.contract.pruning import (
     WEIGHT_MATRICES,
+    ByGradient,
     Gradual,
     Iterative,
     OneShot,
     Pruning,
-    SnipPruning,
-    TaylorPruning,
     TensorName,
     misfit,
 )
@@ -27,7 +27,7 @@ from app.contract.training import FineTuningSpec, Regularization, TrainingSpec
 
 SPEC_VERSION = 1
 
-MAX_TRAINING_MACS = 10**16
+MAX_MACS = 10**16
 """Most multiply-accumulates that one job may ask for: three thousand times the default run on MNIST."""
 
 MAX_EPOCHS = 5_000
@@ -165,33 +165,34 @@ class TrainSpec(JobSpec):
         return self.training.epochs + _tuning_epochs(self)
 
     @property
-    def training_macs(self) -> int:
-        """Multiply-accumulates of all training, with what validates and scores in it."""
-        return _training_macs(self, self.model.macs, self.dataset)
+    def widths_are_known(self) -> bool:
+        """They are the checkpoint's where the spec continues from one and does not repeat them."""
+        return self.initial is None or "model" in self.model_fields_set
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainSpec:
-        _refuse_too_much(self.training_macs, self.epochs)
+        _refuse_too_many_epochs(self)
+        if self.widths_are_known:
+            refuse_misfit(self, self.model)
         _refuse_unselectable(self.training, self.dataset, "training")
         _refuse_unselectable(self.fine_tuning, self.dataset, "fine_tuning")
         if self.pruning is None:
             if self.fine_tuning is not None:
-                raise ValueError("fine_tuning trains what a pruning has left: give a pruning too")
+                raise _misfit("/fine_tuning", "fine_tuning trains what a pruning has left: give a pruning too")
             return self
-        shapes = parameter_shapes(self.model.channels, self.model.hidden)
-        if reason := misfit(self.pruning, shapes):
-            raise ValueError(reason)
         schedule = self.pruning.schedule
         if isinstance(schedule, OneShot) and schedule.when == "before-training" and self.fine_tuning is not None:
-            raise ValueError(
-                "with a pruning before the training, the training itself tunes what is left: set fine_tuning to null"
+            raise _misfit(
+                "/fine_tuning",
+                "with a pruning before the training, the training itself tunes what is left: set fine_tuning to null",
             )
         if isinstance(schedule, Iterative):
             _refuse_untuned(self.fine_tuning)
             if (schedule.rewind_epoch or 0) > self.training.epochs:
-                raise ValueError(
+                raise _misfit(
+                    "/pruning/schedule/rewind_epoch",
                     f"pruning.schedule.rewind_epoch is {schedule.rewind_epoch}, and training.epochs is "
-                    f"{self.training.epochs}: rewind to an epoch of the training"
+                    f"{self.training.epochs}: rewind to an epoch of the training",
                 )
         if isinstance(schedule, Gradual):
             _refuse_unended(schedule, self.training, "training")
@@ -217,38 +218,64 @@ class PruneSpec(JobSpec):
     @model_validator(mode="after")
     def _fits_together(self) -> PruneSpec:
         schedule = self.pruning.schedule
+        _refuse_too_many_epochs(self)
         if self.dataset is not None:
             _refuse_unselectable(self.fine_tuning, self.dataset, "fine_tuning")
         if isinstance(schedule, OneShot) and schedule.when == "before-training":
-            raise ValueError("a prune job has no training to prune before: set pruning.schedule.when to after-training")
+            raise _misfit(
+                "/pruning/schedule/when",
+                "a prune job has no training to prune before: set pruning.schedule.when to after-training",
+            )
         if isinstance(schedule, Iterative):
             _refuse_untuned(self.fine_tuning)
             if schedule.rewind_epoch is not None:
-                raise ValueError("a prune job has no training to rewind to: set pruning.schedule.rewind_epoch to null")
+                raise _misfit(
+                    "/pruning/schedule/rewind_epoch",
+                    "a prune job has no training to rewind to: set pruning.schedule.rewind_epoch to null",
+                )
         if isinstance(schedule, Gradual):
             if self.fine_tuning is None:
-                raise ValueError("in a prune job, gradual pruning happens within the fine-tuning: give a fine_tuning")
+                raise _misfit(
+                    "/fine_tuning",
+                    "in a prune job, gradual pruning happens within the fine-tuning: give a fine_tuning",
+                )
             _refuse_unended(schedule, self.fine_tuning, "fine_tuning")
         return self
 
 
-def _tuning_epochs(spec: TrainSpec | PruneSpec) -> int:
-    if spec.fine_tuning is None or spec.pruning is None:
-        return 0
-    schedule = spec.pruning.schedule
-    return spec.fine_tuning.epochs * (schedule.rounds if isinstance(schedule, Iterative) else 1)
+def _misfit(pointer: str, reason: str) -> PydanticCustomError:
+    return refusal(pointer, "misfit", reason)
 
 
-def _training_macs(spec: TrainSpec | PruneSpec, macs: int, dataset: DatasetSpec) -> int:
-    """A backward pass costs about twice a forward pass."""
+def refuse_misfit(spec: TrainSpec | PruneSpec, model: ModelSpec) -> None:
+    """What a spec asks of a network of these widths, its data set being known. Raises PydanticCustomError with a
+    `pointer` in its context."""
+    if spec.pruning is not None and (reason := misfit(spec.pruning, parameter_shapes(model.channels, model.hidden))):
+        raise _misfit("/pruning", reason)
+    if (macs := all_macs(spec, model)) > MAX_MACS:
+        raise refusal(
+            "",
+            "too_much_work",
+            f"the job asks for {macs:.2e} multiply-accumulates, more than the {MAX_MACS:.0e} that one may use: take "
+            "fewer epochs, smaller widths, or fewer images for scores and points for sensitivity",
+        )
+
+
+def all_macs(spec: TrainSpec | PruneSpec, model: ModelSpec) -> int:
+    """Multiply-accumulates of all training, validation, scores and sensitivity, on a network of these widths.
+
+    A backward pass costs about twice a forward pass.
+    """
+    dataset = spec.dataset
+    assert dataset is not None  # resolved
     trained, validated = spec.epochs * dataset.training_images, spec.epochs * dataset.validation_images
-    return macs * (3 * trained + validated + 3 * _scored_images(spec, dataset) + _sensitivity_images(spec, dataset))
+    return model.macs * (3 * trained + validated + 3 * _scored_images(spec, dataset) + _measured_images(spec, dataset))
 
 
 def _scored_images(spec: TrainSpec | PruneSpec, dataset: DatasetSpec) -> int:
     """Of all backward passes for scores."""
     pruning = spec.pruning
-    if not isinstance(pruning, TaylorPruning | SnipPruning):
+    if not isinstance(pruning, ByGradient):
         return 0
     schedule, times = pruning.schedule, 1
     if isinstance(schedule, Iterative):
@@ -260,47 +287,51 @@ def _scored_images(spec: TrainSpec | PruneSpec, dataset: DatasetSpec) -> int:
     return times * min(pruning.images, dataset.training_images)
 
 
-def _sensitivity_images(spec: TrainSpec | PruneSpec, dataset: DatasetSpec) -> int:
+def _measured_images(spec: TrainSpec | PruneSpec, dataset: DatasetSpec) -> int:
+    """Of all evaluations for the sensitivity."""
     if spec.sensitivity is None:
         return 0
     images = dataset.validation_images or DATASETS[dataset.name].test_images
     return images * (1 + len(WEIGHT_MATRICES) * len(spec.sensitivity.sparsities))
 
 
-def _refuse_too_much(macs: int, epochs: int) -> None:
-    if epochs > MAX_EPOCHS:
-        raise ValueError(f"all courses together have {epochs} epochs, more than the {MAX_EPOCHS} that one job may have")
-    if macs > MAX_TRAINING_MACS:
-        raise ValueError(
-            f"epochs × images × network size asks for {macs:.2e} multiply-accumulates, "
-            f"more than the {MAX_TRAINING_MACS:.0e} that one job may use: take fewer epochs or smaller widths"
+def _tuning_epochs(spec: TrainSpec | PruneSpec) -> int:
+    if spec.fine_tuning is None or spec.pruning is None:
+        return 0
+    schedule = spec.pruning.schedule
+    return spec.fine_tuning.epochs * (schedule.rounds if isinstance(schedule, Iterative) else 1)
+
+
+def _refuse_too_many_epochs(spec: TrainSpec | PruneSpec) -> None:
+    if spec.epochs > MAX_EPOCHS:
+        raise refusal(
+            "",
+            "too_much_work",
+            f"all courses of training together have {spec.epochs} epochs, more than the {MAX_EPOCHS} that one job may "
+            "have: take fewer epochs or rounds",
         )
 
 
 def _refuse_unselectable(course: FineTuningSpec | None, dataset: DatasetSpec, name: str) -> None:
     if course is not None and course.select == "best" and not dataset.validation_images:
-        raise ValueError(f"{name}.select is best, and there are no images to choose by: set dataset.validation_images")
+        raise _misfit(
+            f"/{name}/select",
+            f"{name}.select is best, and there are no images to choose by: set dataset.validation_images",
+        )
 
 
 def _refuse_untuned(course: FineTuningSpec | None) -> None:
     if course is None:
-        raise ValueError("iterative pruning fine-tunes in every round: give a fine_tuning")
+        raise _misfit("/fine_tuning", "iterative pruning fine-tunes in every round: give a fine_tuning")
 
 
 def _refuse_unended(schedule: Gradual, course: FineTuningSpec, name: str) -> None:
     if schedule.end_epoch > course.epochs:
-        raise ValueError(
+        raise _misfit(
+            "/pruning/schedule/end_epoch",
             f"pruning.schedule.end_epoch is {schedule.end_epoch}, and {name}.epochs is {course.epochs}: "
-            "end the pruning within it"
+            "end the pruning within it",
         )
-
-
-def refuse_misfit(spec: PruneSpec, model: ModelSpec) -> None:
-    """What a prune spec asks of its source, once the source's widths and data set are known. Raises ValueError."""
-    assert spec.dataset is not None
-    _refuse_too_much(_training_macs(spec, model.macs, spec.dataset), spec.epochs)
-    if reason := misfit(spec.pruning, parameter_shapes(model.channels, model.hidden)):
-        raise ValueError(reason)
 
 
 class CompareSpec(JobSpec):

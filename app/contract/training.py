@@ -42,7 +42,7 @@ OPTIMIZERS: tuple[type[Closed], ...] = (Adam, AdamW, Sgd)
 
 
 class FineTuningSpec(Closed):
-    """One course of training: of new weights, or of the weights that a mask has left."""
+    """One course of training. A mask, where there is one, holds throughout."""
 
     epochs: Annotated[int, Field(ge=1, le=1000)] = 5
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 100

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
 from app.contract.explain import MALFORMED, MOST_ERRORS, FieldError, explain
@@ -83,7 +84,7 @@ def resolve(session: Session, tenant: str, spec: AnySpec) -> AnySpec:
         source = _finished(session, tenant, spec.source.job_id, "/source/job_id")
         resolved = parse(spec.model_copy(update={"dataset": spec.dataset or source.dataset}).model_dump_json())
         assert isinstance(resolved, PruneSpec)
-        _refuse_misfit(resolved, _widths(session, tenant, resolved))
+        _refuse_misfit(resolved, widths(session, tenant, resolved))
         return resolved
     if spec.initial:
         return _with_widths_of_source(session, tenant, spec, spec.initial)
@@ -91,28 +92,30 @@ def resolve(session: Session, tenant: str, spec: AnySpec) -> AnySpec:
 
 
 def _with_widths_of_source(session: Session, tenant: str, spec: TrainSpec, initial: CheckpointRef) -> TrainSpec:
-    widths = _widths(session, tenant, _finished(session, tenant, initial.job_id, "/initial/job_id"))
-    if "model" in spec.model_fields_set and spec.model != widths:
-        detail = f"the checkpoint has channels {list(widths.channels)} and hidden {widths.hidden}: leave `model` out"
+    source = _finished(session, tenant, initial.job_id, "/initial/job_id")
+    found = widths(session, tenant, source)
+    if "model" in spec.model_fields_set and spec.model != found:
+        detail = f"the checkpoint has channels {list(found.channels)} and hidden {found.hidden}: leave `model` out"
         raise InvalidSpec(detail, [FieldError(pointer="/model", code="widths_differ", detail=detail)])
-    # Validated anew: the source's widths may ask for more work than a job may.
-    resolved = parse(spec.model_copy(update={"model": widths}).model_dump_json())
+    # Validated anew: what the spec asks for may be too much for the source's widths, or not fit them.
+    resolved = parse(spec.model_copy(update={"model": found}).model_dump_json())
     assert isinstance(resolved, TrainSpec)
     return resolved
 
 
-def _refuse_misfit(spec: PruneSpec, widths: ModelSpec) -> None:
+def _refuse_misfit(spec: PruneSpec, model: ModelSpec) -> None:
     try:
-        refuse_misfit(spec, widths)
-    except ValueError as error:
-        detail = f"the source does not allow it: {error}"
-        raise InvalidSpec(detail, [FieldError(pointer="/pruning", code="misfit", detail=detail)]) from error
+        refuse_misfit(spec, model)
+    except PydanticCustomError as error:
+        pointer = (error.context or {})["pointer"]
+        found = FieldError(pointer=pointer, code=error.type, detail=error.message())
+        raise InvalidSpec("One field of the spec must be mended; `errors` says which.", [found]) from error
 
 
-def _widths(session: Session, tenant: str, spec: TrainSpec | PruneSpec) -> ModelSpec:
+def widths(session: Session, tenant: str, spec: TrainSpec | PruneSpec) -> ModelSpec:
     """The network's widths: those of the training at the root of a chain of prunings."""
     while isinstance(spec, PruneSpec):
-        spec = _finished(session, tenant, spec.source.job_id, "/initial/job_id")
+        spec = _finished(session, tenant, spec.source.job_id, "/source/job_id")
     return spec.model
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.contract.network import parameter_count
+from app.contract.network import macs_per_image, parameter_count
 from tests.specs import Document, ended, finished, prune_spec, submit, train_spec
 
 AMOUNT = {"sparsity": 0.5}
@@ -47,13 +47,22 @@ COURSES: list[Document] = [
     {
         "training": {"epochs": 1, "random_shift": 1, "warmup_epochs": 1},
         "regularization": {"penalty": "l1-proximal"},
+        "sensitivity": {"sparsities": [0.5]},
         "pruning": {"method": "magnitude", **AMOUNT, "schedule": {"name": "gradual", "end_epoch": 1}},
     },
     {
         "dataset": {"name": "digits", "validation_images": 100},
         "regularization": {"penalty": "group-lasso"},
-        "pruning": {"method": "magnitude", **AMOUNT, "schedule": {"name": "iterative", "rounds": 2}},
+        "pruning": {
+            "method": "magnitude",
+            **AMOUNT,
+            "schedule": {"name": "iterative", "rounds": 2, "rewind_epoch": 1},
+        },
         "fine_tuning": {"epochs": 1, "learning_rate_schedule": "cosine", "select": "best"},
+    },
+    {
+        "regularization": {"penalty": "l1"},
+        "pruning": {"method": "magnitude", **AMOUNT, "scope": "layer", "recalibrate_batchnorm": True},
     },
 ]
 
@@ -62,7 +71,7 @@ def test_every_optimizer_penalty_and_schedule_is_reached_by_a_spec(http: httpx.C
     options = http.get("/v1/options").json()
     reached = [train_spec(**course) for course in COURSES]
     assert set(options["optimizers"]) == {_in(each, "training", "optimizer", "name") or "adam" for each in reached}
-    assert set(options["penalties"]) == {"l1"} | {_in(each, "regularization", "penalty") for each in reached}
+    assert set(options["penalties"]) == {_in(each, "regularization", "penalty") for each in reached}
     assert set(options["pruning_schedules"]) == {
         _in(each, "pruning", "schedule", "name") or "one-shot" for each in reached
     }
@@ -73,6 +82,11 @@ def test_every_optimizer_penalty_and_schedule_is_reached_by_a_spec(http: httpx.C
         tuning = 2 if _in(spec, "fine_tuning") else 0  # two rounds
         assert len(epochs) == 1 + tuning
         assert job["result"]["nonzero_after"] < job["result"]["parameters"]
+        report = http.get(f"{job['links']['artifacts']}/report.json").json()
+        schedule = _in(spec, "pruning", "schedule") or {"name": "one-shot"}
+        assert report["penalty"] == spec["regularization"]["penalty"]
+        assert report["schedule"] == schedule.get("when", schedule["name"])
+        assert (http.get(f"{job['links']['artifacts']}/sensitivity.json").status_code == 200) == ("sensitivity" in spec)
 
 
 def _in(spec: Document, *path: str) -> Any:
@@ -110,6 +124,32 @@ def test_what_the_source_does_not_allow_is_told_at_submission(
     (error,) = answer.json()["errors"]
     assert (error["pointer"], error["code"]) == ("/pruning", "misfit")
     assert words in error["detail"]
+
+
+def test_what_a_prune_job_costs_is_told_ahead(http: httpx.Client, trained: Document) -> None:
+    spec = prune_spec(trained["id"], fine_tuning={"epochs": 2})
+
+    answer = http.post("/v1/jobs", params={"validate_only": True}, json=spec)
+
+    estimate = answer.json()["estimate"]
+    assert estimate["parameters"] == parameter_count((4, 4, 8), 16)
+    assert estimate["training_macs"] == 3 * macs_per_image((4, 4, 8), 16) * 1_437 * 2
+
+
+def test_a_continued_training_is_held_against_the_widths_of_its_checkpoint(http: httpx.Client) -> None:
+    wide = finished(http, train_spec(model={"channels": [20, 4, 4], "hidden": 8}, pruning=None))
+    spec = train_spec(initial={"job_id": wide["id"]}, pruning={"method": "channels", "keep": KEPT})
+    del spec["model"]
+
+    assert http.post("/v1/jobs", params={"validate_only": True}, json=spec).status_code == 200
+    spec["pruning"] = {"method": "channels", "keep": {**KEPT, "channels": [21, 4, 4]}}
+    answer = http.post("/v1/jobs", params={"validate_only": True}, json=spec)
+    assert answer.json()["errors"][0]["code"] == "misfit"
+    assert "the network has (20, 4, 4, 8)" in answer.json()["errors"][0]["detail"]
+
+
+KEPT = {"channels": [18, 4, 4], "hidden": 8}
+"""More than a network of the default widths has."""
 
 
 def test_a_prune_job_fine_tunes_what_it_leaves(http: httpx.Client, trained: Document) -> None:

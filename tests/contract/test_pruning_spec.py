@@ -162,12 +162,20 @@ WIDE = {"channels": [16, 17, 32], "hidden": 300}
         (_magnitude(sparsity=-0.1), "/pruning/sparsity", "greater than or equal to 0"),
         (_magnitude(sparsity="0.5"), "/pruning/sparsity", "valid number"),
         ({"method": "snip", "keep": 0}, "/pruning/keep", "greater than or equal to 1"),
-        ({"method": "snip", "keep": 481_215}, "", "only 481214 entries are eligible: keep at most so many"),
+        ({"method": "snip", "keep": 481_215}, "/pruning", "only 481214 entries are eligible: keep at most so many"),
         ({"method": "taylor", "sparsity": 0.5, "images": 0}, "/pruning/images", "greater than or equal to 1"),
         ({"method": "std", "multiplier": -1}, "/pruning/multiplier", "greater than or equal to 0"),
         ({"method": "n:m", "n": 4, "m": 4}, "/pruning", "n must be below m: 4:4 prunes nothing"),
-        ({"method": "n:m", "m": 5}, "", "m is 5, which does not divide the 16 inputs of layer2.0.weight: leave the"),
-        ({"method": "n:m", "tensors": ["layer1.0.weight"]}, "", "m is 4, which does not divide the 1 inputs of layer1"),
+        (
+            {"method": "n:m", "m": 5},
+            "/pruning",
+            "m is 5, which does not divide the 16 inputs of layer2.0.weight",
+        ),
+        (
+            {"method": "n:m", "tensors": ["layer1.0.weight"]},
+            "/pruning",
+            "m is 4, which does not divide the 1 inputs",
+        ),
         (
             {"method": "n:m", "tensors": ["fc1.bias"]},
             "/pruning/tensors/0",
@@ -176,7 +184,7 @@ WIDE = {"channels": [16, 17, 32], "hidden": 300}
         ({"method": "n:m", "tensors": []}, "/pruning/tensors", "at least 1 item"),
         (
             {"method": "channels", "keep": WIDE},
-            "",
+            "/pruning",
             "asks for widths (16, 17, 32, 300), the network has (16, 16, 32, 300): keep at most as many",
         ),
         (
@@ -191,12 +199,12 @@ WIDE = {"channels": [16, 17, 32], "hidden": 300}
         ),
         (
             {"method": "channels", "keep": {"channels": [8, 8, 8], "hidden": 200}, "layers": ["conv"]},
-            "",
+            "/pruning",
             "keep.hidden is 200, but pruning.layers leaves linear out: add it, or keep 300",
         ),
         (
             {"method": "channels", "keep": {"channels": [8, 8, 8], "hidden": 200}, "layers": ["linear"]},
-            "",
+            "/pruning",
             "keep.channels is (8, 8, 8), but pruning.layers leaves conv out: add it, or keep (16, 16, 32)",
         ),
         (
@@ -205,8 +213,16 @@ WIDE = {"channels": [16, 17, 32], "hidden": 300}
             "end_epoch 5 must be after begin_epoch 5",
         ),
         (_magnitude(schedule={"name": "gradual"}), "/pruning/schedule/end_epoch", "required"),
-        (_magnitude(schedule={**GRADUAL, "end_epoch": 11}), "", "end_epoch is 11, and training.epochs is 10: end the"),
-        (_magnitude(schedule=ITERATIVE), "", "iterative pruning fine-tunes in every round: give a fine_tuning"),
+        (
+            _magnitude(schedule={**GRADUAL, "end_epoch": 11}),
+            "/pruning/schedule/end_epoch",
+            "end_epoch is 11, and training.epochs is 10: end the",
+        ),
+        (
+            _magnitude(schedule=ITERATIVE),
+            "/fine_tuning",
+            "fine-tunes in every round: give a fine_tuning",
+        ),
         (_magnitude(schedule={**ITERATIVE, "rounds": 1}), "/pruning/schedule/rounds", "greater than or equal to 2"),
         (_magnitude(schedule={"name": "oneshot"}), "/pruning/schedule/name", "did you mean 'one-shot'?"),
     ],
@@ -225,21 +241,25 @@ TUNED = {"epochs": 2}
 @pytest.mark.parametrize(
     ("overrides", "pointer", "said"),
     [
-        ({"fine_tuning": TUNED}, "", "fine_tuning trains what a pruning has left: give a pruning too"),
+        ({"fine_tuning": TUNED}, "/fine_tuning", "fine_tuning trains what a pruning has left: give a pruning too"),
         (
             {"pruning": _magnitude(schedule=BEFORE), "fine_tuning": TUNED},
-            "",
+            "/fine_tuning",
             "the training itself tunes what is left: set fine_tuning to null",
         ),
         (
             {"pruning": _magnitude(schedule={**ITERATIVE, "rewind_epoch": 11}), "fine_tuning": TUNED},
-            "",
+            "/pruning/schedule/rewind_epoch",
             "rewind_epoch is 11, and training.epochs is 10: rewind to an epoch of the training",
         ),
-        ({"training": {"select": "best"}}, "", "training.select is best, and there are no images to choose by"),
+        (
+            {"training": {"select": "best"}},
+            "/training/select",
+            "training.select is best, and there are no images",
+        ),
         (
             {"pruning": _magnitude(), "fine_tuning": {"select": "best"}},
-            "",
+            "/fine_tuning/select",
             "fine_tuning.select is best, and there are no images to choose by: set dataset.validation_images",
         ),
         ({"training": {"epochs": 2, "warmup_epochs": 3}}, "/training", "warmup_epochs 3 is more than epochs 2"),
@@ -275,30 +295,41 @@ def test_what_does_not_go_together_is_refused(overrides: Document, pointer: str,
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "pointer", "said"),
     [
-        ({"pruning": _magnitude(schedule=BEFORE)}, "no training to prune before: set pruning.schedule.when to after-"),
+        (
+            {"pruning": _magnitude(schedule=BEFORE)},
+            "/pruning/schedule/when",
+            "no training to prune before: set",
+        ),
         (
             {"pruning": _magnitude(schedule={**ITERATIVE, "rewind_epoch": 0}), "fine_tuning": TUNED},
+            "/pruning/schedule/rewind_epoch",
             "no training to rewind to: set pruning.schedule.rewind_epoch to null",
         ),
-        ({"pruning": _magnitude(schedule=ITERATIVE)}, "give a fine_tuning"),
-        ({"pruning": _magnitude(schedule=GRADUAL)}, "gradual pruning happens within the fine-tuning: give a fine_tun"),
+        ({"pruning": _magnitude(schedule=ITERATIVE)}, "/fine_tuning", "give a fine_tuning"),
+        (
+            {"pruning": _magnitude(schedule=GRADUAL)},
+            "/fine_tuning",
+            "happens within the fine-tuning: give a",
+        ),
         (
             {"pruning": _magnitude(schedule=GRADUAL), "fine_tuning": {"epochs": 4}},
+            "/pruning/schedule/end_epoch",
             "end_epoch is 5, and fine_tuning.epochs is 4: end the pruning within it",
         ),
         (
             {"fine_tuning": {"select": "best"}, "dataset": {"name": "digits"}},
+            "/fine_tuning/select",
             "fine_tuning.select is best, and there are no images to choose by",
         ),
     ],
     ids=str,
 )
-def test_a_prune_job_refuses_what_only_a_training_can_do(overrides: Document, said: str) -> None:
+def test_a_prune_job_refuses_what_only_a_training_can_do(overrides: Document, pointer: str, said: str) -> None:
     [error] = _errors(prune_spec(JOB, **overrides))
 
-    assert error.pointer == ""
+    assert (error.pointer, error.code) == (pointer, "misfit")
     assert said in error.detail
 
 
@@ -312,7 +343,7 @@ def test_a_prune_job_refuses_what_only_a_training_can_do(overrides: Document, sa
     ids=str,
 )
 def test_a_prune_job_takes_the_schedules_that_need_no_training(overrides: Document) -> None:
-    # Whether its source is wide enough only the worker can see.
+    # Whether its source is wide enough shows once the source is known.
     assert isinstance(parse_spec(prune_spec(JOB, **overrides)), PruneSpec)
 
 
@@ -323,3 +354,67 @@ def test_gradual_pruning_may_end_with_the_training() -> None:
 def test_the_last_entry_may_be_all_that_is_kept_and_all_may_be() -> None:
     for keep in (1, 481_214):
         assert parse_spec(_train({"method": "magnitude", "keep": keep}))
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (_train(training={"epochs": 1000}, model={"channels": [512, 512, 512]}), "multiply-accumulates, more than"),
+        (
+            _train(
+                dataset={"name": "mnist", "validation_images": 59_999},
+                model={"channels": [512, 512, 512], "hidden": 4096},
+                training={"epochs": 100},
+            ),
+            "multiply-accumulates, more than",
+        ),
+        (
+            _train(
+                {
+                    **_magnitude(),
+                    "method": "taylor",
+                    "images": 60_000,
+                    "schedule": {"name": "gradual", "end_epoch": 10, "every_steps": 1},
+                },
+                dataset={"name": "mnist"},
+                model={"channels": [64, 64, 64]},
+                training={"epochs": 10, "batch_size": 1},
+            ),
+            "multiply-accumulates, more than",
+        ),
+        (
+            _train(
+                dataset={"name": "mnist", "validation_images": 50_000},
+                model={"channels": [512, 512, 512], "hidden": 4096},
+                training={"epochs": 1},
+                sensitivity={"sparsities": [n / 100 for n in range(32)]},
+            ),
+            "points for sensitivity",
+        ),
+        (
+            _train(
+                _magnitude(schedule={**ITERATIVE, "rounds": 50}), training={"epochs": 1}, fine_tuning={"epochs": 1000}
+            ),
+            "have 50001 epochs, more than the 5000",
+        ),
+        (
+            prune_spec(JOB, pruning=_magnitude(schedule={**ITERATIVE, "rounds": 50}), fine_tuning={"epochs": 1000}),
+            "have 50000 epochs, more than the 5000",
+        ),
+    ],
+    ids=["training", "validation", "scores", "sensitivity", "epochs", "rounds of a prune job"],
+)
+def test_too_much_work_is_refused_whatever_it_is_for(spec: Document, said: str) -> None:
+    [error] = _errors(spec)
+
+    assert (error.pointer, error.code) == ("", "too_much_work")
+    assert said in error.detail
+
+
+def test_what_continues_is_held_against_its_checkpoints_widths_and_not_the_defaults() -> None:
+    spec = _train({"method": "magnitude", "keep": 600_000}, initial={"job_id": JOB})
+    del spec["model"]
+
+    assert parse_spec(spec)
+    [error] = _errors({**spec, "model": {}})
+    assert "only 481214 entries are eligible" in error.detail

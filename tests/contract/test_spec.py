@@ -67,6 +67,7 @@ def test_a_train_spec_needs_nothing_but_its_data_set() -> None:
         "pruning": None,
         "fine_tuning": None,
         "histogram": {"tensors": ["layer2.0.weight", "fc1.weight", "fc2.weight"], "bins": 256},
+        "sensitivity": None,
         "limits": {"max_queue_seconds": 86_400, "max_runtime_seconds": 86_400},
     }
 
@@ -221,7 +222,7 @@ def test_labels_are_bounded_in_number_length_and_alphabet() -> None:
 
 def test_a_training_beyond_all_measure_is_refused_with_what_to_do() -> None:
     huge = _with(_with(TRAIN, "model", {"channels": [512, 512, 512], "hidden": 4096}), "training.epochs", 1000)
-    with pytest.raises(ValidationError, match="take fewer epochs or smaller widths"):
+    with pytest.raises(ValidationError, match="take fewer epochs, smaller widths"):
         parse_spec(_with(huge, "dataset.name", "mnist"))
 
 

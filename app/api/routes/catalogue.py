@@ -26,7 +26,7 @@ router = APIRouter(prefix="/v1", tags=["catalogue"], dependencies=[READER_ONLY])
 
 @router.get("/options", operation_id="get_options", responses=problems())
 def get_options() -> dict[str, Any]:
-    """Kinds of job, architectures, data sets, penalties and pruning methods, with ranges and defaults."""
+    """What a spec may name, with ranges and defaults: kinds of job, penalties, pruning methods, data sets and so on."""
     return _options()
 
 

@@ -11,7 +11,7 @@ from app.api import resources
 from app.api.deps import PartsDep, ReaderDep, SessionDep, SpecDep, WriterDep
 from app.api.openapi import SPEC_BODY, problems
 from app.api.schemas import Estimate, Event, Job, Page, Validation
-from app.contract.spec import CompareSpec, Kind, PruneSpec, TrainSpec
+from app.contract.spec import CompareSpec, Kind, ModelSpec, PruneSpec, TrainSpec, all_macs
 from app.contract.status import Status
 from app.services import jobs
 
@@ -41,7 +41,9 @@ def submit(
 ) -> Any:
     """Submit a job. It is accepted once it is stored; poll `Location` until `done`."""
     if validate_only:
-        return _validated(jobs.resolve(session, who.tenant, spec))
+        resolved = jobs.resolve(session, who.tenant, spec)
+        network = None if isinstance(resolved, CompareSpec) else jobs.widths(session, who.tenant, resolved)
+        return _validated(resolved, network)
     row = jobs.submit(session, who.tenant, spec, retention_days=parts.settings.retention_days)
     # Runs after the commit and the answer: a broker that is away or slow costs the client nothing.
     background.add_task(parts.queue.wake, row.id)
@@ -50,13 +52,12 @@ def submit(
     return resources.job(row)
 
 
-def _validated(spec: TrainSpec | PruneSpec | CompareSpec) -> JSONResponse:
-    train = spec if isinstance(spec, TrainSpec) else None
+def _validated(spec: TrainSpec | PruneSpec | CompareSpec, network: ModelSpec | None) -> JSONResponse:
     estimate = Estimate(
-        parameters=train and train.model.parameters,
-        macs_per_image=train and train.model.macs,
-        training_macs=train and train.training_macs,
-        checkpoint_bytes=train and 4 * train.model.parameters,
+        parameters=network and network.parameters,
+        macs_per_image=network and network.macs,
+        training_macs=None if network is None or isinstance(spec, CompareSpec) else all_macs(spec, network),
+        checkpoint_bytes=network and 4 * network.parameters,
     )
     return JSONResponse(Validation(spec=spec, estimate=estimate).model_dump(mode="json"))
 
