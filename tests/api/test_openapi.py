@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
 
 from app.local import Stack
 
@@ -21,12 +22,18 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", 422]
 """
 
 
-def test_whatever_the_description_allows_gets_an_answer_that_it_describes(idle_service: Stack, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "phases",
+    ["examples,fuzzing", pytest.param("coverage", marks=pytest.mark.acceptance, id="coverage, thousands of cases")],
+)
+def test_whatever_the_description_allows_gets_an_answer_that_it_describes(
+    idle_service: Stack, tmp_path: Path, phases: str
+) -> None:
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
     command = [
         *(str(Path(sys.executable).with_name("schemathesis")), "run", f"{idle_service.url}/openapi.json"),
         *("--header", f"Authorization: Bearer {idle_service.api_key}"),
-        *("--phases", "examples,coverage,fuzzing", "--max-examples", "20", "--seed", "1"),
+        *("--phases", phases, "--max-examples", "20", "--seed", "1"),
         *("--no-color", "--generation-database", "none", "--warnings", "off"),
     ]
 

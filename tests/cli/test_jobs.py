@@ -30,7 +30,7 @@ def test_status_shows_what_a_job_came_to(secateur: Secateur, trained: Document) 
     assert (shown["job"], shown["kind"], shown["status"]) == (trained["id"], "train", "succeeded")
     assert (shown["name"], shown["labels"]) == ("trained", "team=a")
     assert shown["non-zeros"].startswith(f"{result['nonzero_after']:,} of {result['parameters']:,} ")
-    assert f"{100 * result['accuracy_after']:.2f} % after" in shown["accuracy"]
+    assert f"{100 * result['accuracy_after']:.2f} % at the end" in shown["accuracy"]
 
 
 def test_status_as_json_is_the_resource(secateur: Secateur, trained: Document) -> None:

@@ -193,9 +193,7 @@ SLOW = pytest.mark.acceptance
 """Like the others, in the order of their stages alone."""
 
 
-@pytest.mark.parametrize(
-    "name", ["fine-tuned", "gradual", pytest.param("rewound", marks=SLOW), pytest.param("before", marks=SLOW)]
-)
+@pytest.mark.parametrize("name", ["gradual", *(pytest.param(name, marks=SLOW) for name in STAGED if name != "gradual")])
 def test_a_run_of_several_stages_goes_on_from_each_of_its_checkpoints(tmp_path: Path, name: str) -> None:
     dataset = {"name": "digits", "validation_images": 100}
     spec = train_spec(dataset=dataset, training={"epochs": 2}, **STAGED[name])

@@ -344,7 +344,7 @@ def _in_a_process_of_its_own(spec: Document, folder: Path) -> dict[str, bytes]:
     return _files(folder)
 
 
-@pytest.fixture(params=[1, 2])
+@pytest.fixture(params=[pytest.param(1, marks=pytest.mark.acceptance), 2])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     """Sums come out in another order with more."""
     before = torch.get_num_threads()

@@ -34,6 +34,7 @@ def test_killed_in_any_epoch_a_training_gives_the_same_bits(cluster: Cluster, un
     cluster.wait_until_tidy(job)
 
 
+@SLOW
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(cluster: Cluster, undisturbed: str) -> None:
     job_id = cluster.at_work(FIVE_EPOCHS, epochs=3)
     with stopped(cluster.process_of(job_id)):

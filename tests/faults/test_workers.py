@@ -68,6 +68,7 @@ def test_a_message_that_is_garbage_harms_no_job(cluster: Cluster) -> None:
     wait_until(lambda: cluster.waiting_messages() == 0, timeout=60, what="the garbage is gone")
 
 
+@pytest.mark.chaos
 def test_a_worker_that_takes_no_messages_ends_itself(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "hanging.py").write_text(HANGS)
     with _only_worker(cluster, tmp_path, app="hanging:celery", SECATEUR_WATCHDOG_SECONDS="3") as process:

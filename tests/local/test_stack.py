@@ -60,6 +60,7 @@ def _at_work(http: httpx.Client, job_id: str, attempt: int) -> Document | None:
     return job if job["attempt"] == attempt and job["phase"] == "training" else None
 
 
+@pytest.mark.chaos
 def test_a_running_job_is_handed_back_at_the_stop_and_goes_on_at_the_start(state_dir: Path) -> None:
     with stack(state_dir=state_dir, workers=1, durable=False, env=QUICK) as running, _client(running) as http:
         job_id = submit(http, ENDLESS)["id"]

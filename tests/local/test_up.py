@@ -43,6 +43,7 @@ def test_ctrl_c_while_it_starts_stops_it_cleanly(state_dir: Path, tmp_path: Path
     assert up.text.splitlines()[-1] == f"Stopped before it ran. The data stays in {state_dir}."
 
 
+@pytest.mark.chaos
 def test_after_a_kill_the_next_start_ends_what_is_left_and_finds_all_again(state_dir: Path, tmp_path: Path) -> None:
     with running_up(state_dir, tmp_path / "first") as up, _client(up.url, state_dir) as http:
         job = submit(http, train_spec())
