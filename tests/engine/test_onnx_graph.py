@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import onnx
 import pytest
@@ -122,3 +126,25 @@ def test_a_time_that_is_up_still_leaves_a_round() -> None:
 
     assert measured.runs == 10
     assert 0 < measured.median_ms <= measured.p95_ms
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from worker.engine import onnx_graph
+onnx_graph.latencies({"model": Path(sys.argv[1]).read_bytes()}, 1, runs=1)
+"""
+
+
+def test_onnx_runtime_keeps_no_id_of_the_machine_and_sends_nothing_home(tmp_path: Path) -> None:
+    model, home = tmp_path / "model.onnx", tmp_path / "home"
+    model.write_bytes(plain_model(dense().state))
+    home.mkdir()
+    names = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+
+    command = [sys.executable, "-c", SCRIPT, str(model)]
+    environment |= {"HOME": str(home), "TMPDIR": str(home), "XDG_CACHE_HOME": str(home)}
+    subprocess.run(command, env=environment, timeout=60, check=True)
+
+    assert list(home.iterdir()) == []
