@@ -16,7 +16,6 @@ from app.contract.artifacts import ARTIFACTS
 from app.contract.datasets import DATASETS
 from app.contract.network import PARAMETER_NAMES
 from app.contract.pruning import METHODS, SCHEDULES
-from app.contract.report import SCHEMAS
 from app.contract.spec import SPEC, CompareSpec, ModelSpec, PruneSpec, TrainSpec
 from app.contract.training import OPTIMIZERS, PENALTIES
 from app.core.errors import NotFound
@@ -73,6 +72,9 @@ def list_datasets() -> Datasets:
 @router.get("/schemas/{name}", operation_id="get_schema", responses=problems(404))
 def get_schema(name: str) -> dict[str, Any]:
     """The JSON Schema of a published document, by its name: report, manifest, histogram and so on."""
+    # Imported here: nothing else in the API reads reports, and the models would make every start take longer.
+    from app.contract.report import SCHEMAS
+
     if name not in SCHEMAS:
         raise NotFound(f"There is no schema {name[:64]!r}; there are: {', '.join(SCHEMAS)}.")
     return SCHEMAS[name].model_json_schema(mode="serialization")
