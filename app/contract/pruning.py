@@ -100,6 +100,11 @@ class StdPruning(_Entries):
     schedule: Rounds = ONE_SHOT
 
 
+def _refuse_none_or_both(sparsity: float | None, keep: object) -> None:
+    if (sparsity is None) == (keep is None):
+        raise ValueError("give exactly one of sparsity and keep")
+
+
 class Amount(_Entries):
     """How many of the eligible entries go: `sparsity` is the share that is zero afterwards, rounded down to whole
     entries; `keep` the number that stays. Exactly one of them."""
@@ -130,8 +135,7 @@ class Amount(_Entries):
 
     @model_validator(mode="after")
     def _one_amount(self) -> Amount:
-        if (self.sparsity is None) == (self.keep is None):
-            raise ValueError("give exactly one of sparsity and keep")
+        _refuse_none_or_both(self.sparsity, self.keep)
         if self.keep is not None and self.scope == "layer":
             raise ValueError("keep counts entries of the whole network: with scope 'layer' give a sparsity")
         return self
@@ -273,8 +277,7 @@ class ChannelPruning(_Method):
 
     @model_validator(mode="after")
     def _one_amount(self) -> ChannelPruning:
-        if (self.sparsity is None) == (self.keep is None):
-            raise ValueError("give exactly one of sparsity and keep")
+        _refuse_none_or_both(self.sparsity, self.keep)
         if self.keep is not None and self.scope == "global":
             raise ValueError("keep names the width of each layer: leave scope at 'layer'")
         return self

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import httpx
 
+from app.contract.training import TrainingSpec
 from tests.specs import prune_spec, read, submit, train_spec
 
 
@@ -22,19 +23,7 @@ def test_the_stored_spec_has_every_default_filled_in(idle_http: httpx.Client) ->
     spec = submit(idle_http, {"kind": "train", "dataset": {"name": "mnist"}})["spec"]
 
     assert spec["model"] == {"architecture": "cnn", "channels": [16, 16, 32], "hidden": 300}
-    assert spec["training"] == {
-        "epochs": 5,
-        "batch_size": 100,
-        "learning_rate": 0.001,
-        "learning_rate_schedule": "constant",
-        "warmup_epochs": 0,
-        "optimizer": {"name": "adam"},
-        "label_smoothing": 0.0,
-        "random_shift": 0,
-        "select": "last",
-        "seed": 0,
-        "device": "auto",
-    }
+    assert spec["training"] == TrainingSpec().model_dump(mode="json")
     assert spec["regularization"] is spec["pruning"] is spec["initial"] is None
     assert spec["histogram"] == {"tensors": ["layer2.0.weight", "fc1.weight", "fc2.weight"], "bins": 256}
 

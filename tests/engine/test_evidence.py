@@ -17,11 +17,11 @@ from app.contract.datasets import DatasetName
 from app.contract.network import layer_positions
 from app.contract.spec import ModelSpec
 from tests.engine.conftest import Run
-from worker.engine import evidence, onnx_graph
 from worker.engine.compact import build, load
 from worker.engine.data import DatasetStore
-from worker.engine.evidence import class_reports, exports
+from worker.engine.evidence import class_reports, exports, refuse_disagreement
 from worker.engine.model import Cnn
+from worker.engine.onnx_graph import check, plain_model
 from worker.engine.unpack import unpack
 
 DIGITS = DatasetStore(None).load(DatasetName.DIGITS)
@@ -166,10 +166,13 @@ def test_an_ill_conditioned_network_is_exported_and_no_failure(plain: Run) -> No
     assert set(told.files) == {"compact.safetensors", "compact.onnx", "model.onnx", "packed.npz"}
 
 
-def test_a_wrong_export_is_never_published(plain: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_graph_is_told_from_rounding(plain: Run) -> None:
     state = load_file(plain.folder / "dense.safetensors")
-    other = dict(state) | {"fc2.bias": state["fc2.bias"] + 0.1}
-    monkeypatch.setattr(evidence, "plain_model", lambda _: onnx_graph.plain_model(other))
+    network, images = Cnn((4, 4, 8), 16), DIGITS.test_images[:8]
+    network.load_state_dict(state)
+    network.eval()
+    right, wrong = plain_model(state), plain_model(state | {"fc2.bias": state["fc2.bias"] + 0.1})
 
+    refuse_disagreement({"model.onnx": check(right, network, images)}, network, images)
     with pytest.raises(RuntimeError, match=r"model\.onnx computes another function"):
-        exports(ModelSpec(channels=(4, 4, 8), hidden=16), state, state, DIGITS.test_images[:8])
+        refuse_disagreement({"model.onnx": check(wrong, network, images)}, network, images)

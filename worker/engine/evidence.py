@@ -58,7 +58,7 @@ def exports(model: ModelSpec, dense: Mapping[str, Tensor], state: Mapping[str, T
         "compact.onnx": check(onnx["compact"], plain, probes),
         "compact.safetensors": _difference(build(small)(probes), plain(probes)),
     }
-    _refuse_disagreement(differences, plain, probes)
+    refuse_disagreement(differences, plain, probes)
     return Exports(
         {
             "compact.safetensors": to_safetensors(small),
@@ -90,7 +90,9 @@ def _difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max())
 
 
-def _refuse_disagreement(differences: Mapping[str, float], network: nn.Module, images: Tensor) -> None:
+@torch.no_grad()
+def refuse_disagreement(differences: Mapping[str, float], network: nn.Module, images: Tensor) -> None:
+    """Raises RuntimeError when a file's logits differ from the network's on these images by more than rounding does."""
     single, double = network(images), copy.deepcopy(network).double()(images.double())
     largest = max(1.0, float(double.abs().max()))
     allowed = max(TOLERANCE * largest, _SLACK * _difference(single.double(), double))

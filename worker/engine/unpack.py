@@ -114,6 +114,7 @@ def _data(name: str, content: bytes, dtype: str) -> bytes:
     file = io.BytesIO(content)
     try:
         version, (shape, _, found) = np.lib.format.read_magic(file), np.lib.format.read_array_header_1_0(file)
+    # numpy parses the header as Python source, and a broken one fails in whatever way that does.
     except Exception as error:
         raise ValueError(f"{name} cannot be read as an array: {error}") from error
     data = content[file.tell() :]
