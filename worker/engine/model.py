@@ -36,8 +36,9 @@ class Cnn(nn.Module):
 
 def _convolutional(width_in: int, width: int, kernel: int, *, pooled: bool) -> nn.Sequential:
     convolution = nn.Conv2d(width_in, width, kernel, padding=kernel // 2)
+    # Pooled before ReLU: the same numbers and gradients to the bit, for a quarter of ReLU's work.
     pooling = [nn.MaxPool2d(2)] if pooled else []
-    return nn.Sequential(convolution, nn.BatchNorm2d(width, eps=EPSILON), nn.ReLU(), *pooling)
+    return nn.Sequential(convolution, nn.BatchNorm2d(width, eps=EPSILON), *pooling, nn.ReLU(inplace=True))
 
 
 def fresh(model: ModelSpec, seed: int) -> Cnn:

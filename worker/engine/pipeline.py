@@ -72,7 +72,9 @@ def warm_up() -> None:
     with reproducible(chosen):
         images, labels = torch.zeros(2, 1, 28, 28, device=chosen), torch.zeros(2, dtype=torch.int64, device=chosen)
         examples = Examples(images, labels, images[:0], labels[:0])
-        train(Cnn((1, 1, 1), 1).to(chosen), examples, Course(TrainingSpec(epochs=1)), Progress(), _SILENT)
+        network = Cnn((1, 1, 1), 1)
+        device.place(network, chosen)
+        train(network, examples, Course(TrainingSpec(epochs=1)), Progress(), _SILENT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +137,8 @@ def _carry_out(
     origin = Origin(
         dataset.sha256, resumes, device.name_of(stage.device), torch.get_num_threads(), str(torch.__version__)
     )
-    candidate = Candidate(network.to(stage.device), dataset, spec.dataset.validation_images, stage.device)
+    device.place(network, stage.device)
+    candidate = Candidate(network, dataset, spec.dataset.validation_images, stage.device)
     progress = resumed.progress if resumed is not None else Progress(mask=mask)
     execute(stages, candidate, progress, stage.observer, origin, resumed)
     return _publish(spec, model, candidate, progress, read, resumes, stage)

@@ -17,7 +17,7 @@ from worker.engine.errors import InvalidCheckpoint
 from worker.engine.progress import Progress
 from worker.engine.pruning import Mask
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
