@@ -64,8 +64,8 @@ def _spoilt(state: dict[str, Tensor], file: Path, **changes: Tensor | None) -> P
     ("changes", "words"),
     [
         ({"fc2__bias": None}, r"missing \['fc2.bias'\]"),
-        ({"fc1__weight": None}, "lacks fc1.weight"),
-        ({"fc2__bias": torch.zeros(11)}, r"fc2.bias has shape \(11,\), expected \(10,\)"),
+        ({"fc1__weight": None}, r"missing \['fc1.weight'\]"),
+        ({"fc2__bias": torch.zeros(11)}, r"fc2.bias has shape \[11\], expected \[10\]"),
         ({"fc2__bias": torch.zeros(10, dtype=torch.float64)}, "fc2.bias has type F64"),
         ({"fc2__bias": torch.full((10,), torch.nan)}, "fc2.bias holds values that are not finite"),
         ({"layer1__1__running_var": torch.full((2,), -1.0)}, "running_var is negative"),

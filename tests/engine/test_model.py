@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from app.contract.checkpoint import TensorFacts, tensors_of
 from app.contract.network import PARAMETER_NAMES
 from app.contract.pruning import place_of
 from app.contract.spec import ModelSpec
-from worker.engine.model import Cnn, fresh, skeleton
+from worker.engine.model import Cnn, fresh
 
 SOURCE = ModelSpec()
 
@@ -72,13 +73,13 @@ def test_initial_weights_follow_from_the_seed_alone() -> None:
     assert not torch.equal(first["fc1.weight"], other["fc1.weight"])
 
 
-def test_the_skeleton_has_the_networks_shapes_and_no_values() -> None:
-    state, bones = fresh(SOURCE, seed=0).state_dict(), skeleton(SOURCE)
+def test_the_contract_knows_the_networks_state_dict() -> None:
+    words = {torch.float32: "F32", torch.int64: "I64"}
+    state = fresh(SOURCE, seed=0).state_dict()
 
-    assert {name: (tensor.shape, tensor.dtype) for name, tensor in bones.items()} == {
-        name: (tensor.shape, tensor.dtype) for name, tensor in state.items()
-    }
-    assert all(tensor.is_meta for tensor in bones.values())
+    found = {name: TensorFacts(words[tensor.dtype], tuple(tensor.shape)) for name, tensor in state.items()}
+
+    assert list(found.items()) == list(tensors_of(SOURCE).items())
 
 
 def test_every_parameter_has_its_place() -> None:

@@ -9,16 +9,13 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
+from app.contract.checkpoint import NAMES, NotTheNetwork, TensorFacts, network_of
 from app.contract.spec import ModelSpec
 from worker.engine.errors import InvalidCheckpoint
-from worker.engine.model import skeleton
 
 State = Mapping[str, Tensor]
-
-_DTYPES = {"F32": torch.float32, "I64": torch.int64}
 
 
 def to_safetensors(state: State) -> bytes:
@@ -38,56 +35,31 @@ def _plain(state: State) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
-def load(path: Path, model: ModelSpec | None = None) -> tuple[ModelSpec, dict[str, Tensor]]:
-    """The state dict in `path`, of the widths `model`; None takes the file's own. Raises `InvalidCheckpoint`."""
+def load(
+    path: Path, model: ModelSpec | None = None, *, called: str | None = None
+) -> tuple[ModelSpec, dict[str, Tensor]]:
+    """The state dict in `path`, of the widths `model`; None takes the file's own. Raises `InvalidCheckpoint`, whose
+    message calls the file so, else by its name."""
+    title = called or path.name
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-            dtypes = {name: part.get_dtype() for name, part in slices.items()}
-            found = model or _widths(path, shapes)
-            _refuse_other_network(path, shapes, dtypes, found)
+            found = network_of(
+                {name: TensorFacts(part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}, model
+            )
             # Only now, with every size known and right, are values read.
-            state = {name: file.get_tensor(name) for name in skeleton(found)}
+            state = {name: file.get_tensor(name) for name in NAMES}
+    except NotTheNetwork as error:
+        raise InvalidCheckpoint(f"{title}: {error}") from error
     except (safetensors.SafetensorError, OSError) as error:
-        raise InvalidCheckpoint(f"{path.name} cannot be read as safetensors: {error}") from error
-    _refuse_impossible_values(path, state)
+        raise InvalidCheckpoint(f"{title} cannot be read as safetensors: {error}") from error
+    _refuse_impossible_values(title, state)
     return found, state
 
 
-def _widths(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> ModelSpec:
-    """The first dimension of a layer's weight is its width."""
-    layers = ("layer1.0", "layer2.0", "layer3.0", "fc1")
-    absent = [f"{layer}.weight" for layer in layers if not shapes.get(f"{layer}.weight")]
-    if absent:
-        raise InvalidCheckpoint(f"{path.name} lacks {', '.join(absent)}: it is no checkpoint of the cnn architecture")
-    first, second, third, hidden = (shapes[f"{layer}.weight"][0] for layer in layers)
-    try:
-        return ModelSpec(channels=(first, second, third), hidden=hidden)
-    except ValidationError as error:
-        raise InvalidCheckpoint(f"{path.name}: widths {(first, second, third, hidden)} are out of bounds") from error
-
-
-def _refuse_other_network(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], model: ModelSpec
-) -> None:
-    expected = skeleton(model)
-    if odd := sorted(expected.keys() ^ shapes.keys()):
-        lacking = [name for name in odd if name in expected]
-        raise InvalidCheckpoint(
-            f"{path.name} is no checkpoint of the cnn architecture: missing {lacking}, "
-            f"unexpected {[name for name in odd if name not in expected]}"
-        )
-    for name, tensor in expected.items():
-        if shapes[name] != tuple(tensor.shape):
-            raise InvalidCheckpoint(f"{path.name}: {name} has shape {shapes[name]}, expected {tuple(tensor.shape)}")
-        if _DTYPES.get(dtypes[name]) is not tensor.dtype:
-            raise InvalidCheckpoint(f"{path.name}: {name} has type {dtypes[name]}, expected {tensor.dtype}")
-
-
-def _refuse_impossible_values(path: Path, state: State) -> None:
+def _refuse_impossible_values(title: str, state: State) -> None:
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise InvalidCheckpoint(f"{path.name}: {name} holds values that are not finite, expected finite numbers")
+            raise InvalidCheckpoint(f"{title}: {name} holds values that are not finite, expected finite numbers")
         if name.endswith((".running_var", ".num_batches_tracked")) and bool((tensor < 0).any()):
-            raise InvalidCheckpoint(f"{path.name}: {name} is negative, expected zero or more")
+            raise InvalidCheckpoint(f"{title}: {name} is negative, expected zero or more")

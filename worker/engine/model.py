@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from app.contract.network import KERNELS, POOLED
@@ -45,9 +44,3 @@ def fresh(model: ModelSpec, seed: int) -> Cnn:
     """A network with PyTorch's default initial weights, drawn from `seed`."""
     with seeded(seed):
         return Cnn(model.channels, model.hidden)
-
-
-def skeleton(model: ModelSpec) -> dict[str, Tensor]:
-    """The state dict's names, shapes and types on the meta device: no memory, no values."""
-    with torch.device("meta"):
-        return Cnn(model.channels, model.hidden).state_dict()

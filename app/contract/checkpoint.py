@@ -1,0 +1,109 @@
+"""What a state dict of the `cnn` architecture is: its names, types and shapes, held against one without its values."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from app.contract.network import parameter_shapes
+from app.contract.spec import ModelSpec
+
+
+class TensorFacts(NamedTuple):
+    """All that is known of a tensor ahead of its values. `dtype` is safetensors' word: F32, I64 and so on."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class NotTheNetwork(ValueError):
+    """The message names what is wrong, what was expected and what was found; `tensor` is the one at fault, if it is
+    one."""
+
+    def __init__(self, message: str, tensor: str | None = None) -> None:
+        super().__init__(message)
+        self.tensor = tensor
+
+
+def tensors_of(model: ModelSpec) -> dict[str, TensorFacts]:
+    """Every tensor of a state dict, BatchNorm's running statistics included, in the order of PyTorch's."""
+    tensors: dict[str, TensorFacts] = {}
+    for name, shape in parameter_shapes(model.channels, model.hidden).items():
+        tensors[name] = TensorFacts("F32", shape)
+        if name.endswith(".1.bias"):  # BatchNorm's last parameter
+            layer = name.removesuffix("bias")
+            tensors[layer + "running_mean"] = tensors[layer + "running_var"] = tensors[name]
+            tensors[layer + "num_batches_tracked"] = TensorFacts("I64", ())
+    return tensors
+
+
+NAMES = tuple(tensors_of(ModelSpec()))
+_WIDTHS = ("layer1.0.weight", "layer2.0.weight", "layer3.0.weight", "fc1.weight")
+"""The first dimension of each is a width of the network."""
+_RANKS = {name: len(facts.shape) for name, facts in tensors_of(ModelSpec()).items()}
+_MOST_TOLD = 5
+
+
+def network_of(tensors: Mapping[str, TensorFacts], model: ModelSpec | None = None) -> ModelSpec:
+    """The network whose state dict these tensors are: of the widths `model`, or of those that the shapes have. Raises
+    `NotTheNetwork`."""
+    _refuse_names(tensors)
+    found = model or _widths(tensors)
+    for name, expected in tensors_of(found).items():
+        if tensors[name].shape != expected.shape:
+            widths = "" if model else f", in a network of channels {list(found.channels)} and hidden {found.hidden}"
+            raise NotTheNetwork(
+                f"{name} has shape {list(tensors[name].shape)}, expected {list(expected.shape)}{widths}", name
+            )
+        if tensors[name].dtype != expected.dtype:
+            hint = ": save model.float().state_dict()" if expected.dtype == "F32" else ""
+            raise NotTheNetwork(f"{name} has type {tensors[name].dtype}, expected {expected.dtype}{hint}", name)
+    return found
+
+
+def _refuse_names(found: Collection[str]) -> None:
+    if prefix := _prefix(found):
+        raise NotTheNetwork(
+            f"every name begins with {prefix!r}, where none of the cnn architecture does: save the state dict of the "
+            "network inside, as model.module.state_dict() does"
+        )
+    missing = [name for name in NAMES if name not in found]
+    unexpected = [name for name in found if name not in NAMES]
+    if missing or unexpected:
+        raise NotTheNetwork(
+            f"no state dict of the cnn architecture: missing {_told(missing)}, unexpected {_told(unexpected)}"
+        )
+
+
+def _prefix(found: Collection[str]) -> str:
+    """What alone keeps these from being the network's names, as wrappers put it ahead of each; else nothing."""
+    last = next((name for name in found if name.endswith(NAMES[-1])), NAMES[-1])
+    prefix = last.removesuffix(NAMES[-1])
+    return prefix if set(found) == {prefix + name for name in NAMES} else ""
+
+
+def _told(names: Sequence[str]) -> str:
+    """Of what a client sent, no more than the start."""
+    shown = [name if len(name) <= 64 else f"{name[:61]}..." for name in names[:_MOST_TOLD]]
+    more = f" and {len(names) - _MOST_TOLD} more" if len(names) > _MOST_TOLD else ""
+    return f"{shown}{more}"
+
+
+def _widths(tensors: Mapping[str, TensorFacts]) -> ModelSpec:
+    for name in _WIDTHS:
+        if len(tensors[name].shape) != _RANKS[name]:
+            raise NotTheNetwork(
+                f"{name} has shape {list(tensors[name].shape)}, expected {_RANKS[name]} dimensions", name
+            )
+    first, second, third, hidden = (tensors[name].shape[0] for name in _WIDTHS)
+    try:
+        return ModelSpec(channels=(first, second, third), hidden=hidden)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        name = _WIDTHS[-1 if detail["loc"][0] == "hidden" else int(detail["loc"][1])]
+        bound = detail["msg"].removeprefix("Input ")
+        raise NotTheNetwork(
+            f"{name} has shape {list(tensors[name].shape)}, expected a first dimension, the width, that {bound}", name
+        ) from error
