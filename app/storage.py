@@ -3,6 +3,8 @@
 ROOT/JOB/3/                  what attempt 3 published
 ROOT/JOB/.3.partial/         what attempt 3 is still writing
 ROOT/JOB/.checkpoints/       states of its training, from any attempt, for the next to go on from
+ROOT/.uploads/JOB            the file that an import is about, for as long as an attempt may need it
+ROOT/.uploads/JOB.partial    one that still arrives
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -38,12 +41,30 @@ class ArtifactStore(Protocol):
         """Remove all that is left of a job but what `attempt` published and the training checkpoints named. Raises
         OSError when something is left all the same."""
 
+    def incoming(self, job_id: str) -> Path:
+        """Where to write the file that is uploaded for a job."""
+
+    def accept(self, job_id: str) -> None:
+        """Make the file that has arrived durable, and the job's upload."""
+
+    def upload(self, job_id: str) -> Path:
+        """The job's upload: there from `accept` until `drop_upload`."""
+
+    def drop_upload(self, job_id: str) -> None:
+        """Remove what was uploaded for a job, arrived or not."""
+
+    def uploads(self) -> Mapping[str, float]:
+        """All jobs for which there is an upload, arrived or not, and the seconds since the last write to it."""
+
+
+_DRAFT = ".partial"
+
 
 class LocalStore:
     """A store in a folder of this machine, or of a file system that all machines mount."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self._root, self._uploads = root, root / ".uploads"
 
     def folder(self, job_id: str, attempt: int) -> Path:
         return self._root / job_id / str(attempt)
@@ -80,6 +101,32 @@ class LocalStore:
         _remove_all_but(job, {str(attempt)} | ({folder.name} if checkpoints else set()))
         if job.is_dir() and not any(job.iterdir()):
             job.rmdir()
+
+    def upload(self, job_id: str) -> Path:
+        return self._uploads / job_id
+
+    def incoming(self, job_id: str) -> Path:
+        self._uploads.mkdir(parents=True, exist_ok=True)
+        return self._uploads / f"{job_id}{_DRAFT}"
+
+    def accept(self, job_id: str) -> None:
+        draft = self.incoming(job_id)
+        _sync(draft)
+        draft.replace(self.upload(job_id))
+        _sync(self._uploads)
+
+    def drop_upload(self, job_id: str) -> None:
+        for path in (self.incoming(job_id), self.upload(job_id)):
+            path.unlink(missing_ok=True)
+
+    def uploads(self) -> Mapping[str, float]:
+        found: dict[str, float] = {}
+        for path in self._uploads.iterdir() if self._uploads.is_dir() else ():
+            try:
+                found[path.name.removesuffix(_DRAFT)] = time.time() - path.stat().st_mtime
+            except FileNotFoundError:  # just now accepted, or removed by somebody else
+                continue
+        return found
 
 
 def _remove_all_but(folder: Path, kept: set[str]) -> None:

@@ -19,6 +19,10 @@ from app.storage import ArtifactStore
 
 logger = logging.getLogger(__name__)
 
+ORPHANED_SECONDS = 86_400
+"""An upload that nobody has written to for so long, and that is no job's, is not going to be: no request takes as long
+(`upload_seconds`)."""
+
 
 @dataclass(frozen=True)
 class Round:
@@ -38,6 +42,7 @@ class Round:
             workers.forget_old(session)
         self._send()
         self._tidy()
+        self._tidy_uploads()
 
     def _send(self) -> None:
         """Send what is due; all that is queued when the broker is not the one that it was given to."""
@@ -68,6 +73,21 @@ class Round:
             logger.warning("could not tidy, will try again", extra={"job_id": ended.job_id, "error": str(error)})
             return False
         return True
+
+    def _tidy_uploads(self) -> None:
+        """An upload goes when its job no longer needs it. One without a job still arrives, or is about to get its job;
+        after a day, neither is so any more."""
+        found = self.store.uploads()
+        if not found:
+            return
+        with self.sessions.begin() as session:
+            needed = sweep.uploads_needed(session, found)
+        for job_id, age in found.items():
+            if not needed.get(job_id, age < ORPHANED_SECONDS):
+                try:
+                    self.store.drop_upload(job_id)
+                except OSError as error:
+                    logger.warning("upload not removed, will try again", extra={"job_id": job_id, "error": str(error)})
 
 
 class Sweeper:

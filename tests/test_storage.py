@@ -104,3 +104,43 @@ def test_a_file_is_intact_while_it_holds_what_was_published(tmp_path: Path) -> N
     assert not is_intact(path, size=3, sha256=digest)
     path.unlink()
     assert not is_intact(path, size=3, sha256=digest)
+
+
+def _age(path: Path, seconds: float) -> None:
+    then = path.stat().st_mtime - seconds
+    os.utime(path, (then, then))
+
+
+def test_an_upload_is_in_place_when_all_of_it_is_there(store: LocalStore) -> None:
+    assert store.uploads() == {}
+    store.incoming(JOB).write_bytes(b"abc")
+    assert not store.upload(JOB).exists()
+    assert store.uploads().keys() == {JOB}
+
+    store.accept(JOB)
+
+    assert store.upload(JOB).read_bytes() == b"abc"
+    assert not store.incoming(JOB).exists()
+    _age(store.upload(JOB), 3_600)
+    assert store.uploads()[JOB] == pytest.approx(3_600, abs=60)
+
+
+def test_a_dropped_upload_is_gone_arrived_or_not_and_may_be_dropped_again(store: LocalStore) -> None:
+    store.incoming(JOB).write_bytes(b"abc")
+    store.accept(JOB)
+    store.incoming(JOB).write_bytes(b"abc")
+
+    for _ in range(2):
+        store.drop_upload(JOB)
+        assert store.uploads() == {}
+
+
+def test_tidying_a_job_leaves_its_upload_alone(store: LocalStore) -> None:
+    store.incoming(JOB).write_bytes(b"abc")
+    store.accept(JOB)
+    store.stage(JOB, 1)
+
+    store.tidy(JOB, None, ())
+
+    assert store.upload(JOB).exists()
+    assert not store.folder(JOB, 1).parent.exists()

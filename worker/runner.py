@@ -18,8 +18,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.contract.artifacts import ARTIFACTS
 from app.contract.failure import Failure, FailureCode
 from app.contract.report import EpochMetrics
-from app.contract.result import CompareResult, NetworkResult
-from app.contract.spec import CheckpointRef, CompareSpec, PruneSpec, TrainSpec, parse_spec
+from app.contract.result import CompareResult, ImportResult, NetworkResult
+from app.contract.spec import CheckpointRef, CompareSpec, ImportSpec, PruneSpec, StoredSpec, TrainSpec, parse_stored
 from app.contract.status import Phase, Status
 from app.db import attempts, jobs
 from app.db.attempts import Checkpoint, Claim, NewArtifact
@@ -126,10 +126,10 @@ class _Attempt:
             message = f"An unexpected {type(error).__name__} in the worker; its log has the rest under this job's id."
             return self._fail(FailureCode.INTERNAL_ERROR, message)
 
-    def _work(self) -> tuple[NetworkResult | CompareResult, list[NewArtifact]]:
+    def _work(self) -> tuple[NetworkResult | CompareResult | ImportResult, list[NewArtifact]]:
         claim, store = self._claim, self._runtime.store
         # Read again and validated again: this process trusts the row no more than the API trusted the client.
-        spec = parse_spec(claim.spec)
+        spec = parse_stored(claim.spec)
         with translated():
             staging = store.stage(claim.job_id, claim.attempt)
         result = pipeline.run(
@@ -137,6 +137,7 @@ class _Attempt:
             datasets=self._runtime.datasets,
             inputs=self._inputs(spec),
             out=staging,
+            upload=self._upload(spec),
             observer=_Reporter(self._heart, spec, self._keeper()),
             recovery=Recovery(claim.attempt, tuple(self._folder / each.name for each in self._checkpoints)),
         )
@@ -162,7 +163,16 @@ class _Attempt:
         logger.warning("checkpoint passed over", extra=told)
         return False
 
-    def _inputs(self, spec: TrainSpec | PruneSpec | CompareSpec) -> Mapping[str, Path]:
+    def _upload(self, spec: StoredSpec) -> Path | None:
+        """The file that an import is about, as it arrived. Raises InvalidInput."""
+        if not isinstance(spec, ImportSpec):
+            return None
+        path = self._runtime.store.upload(self._claim.job_id)
+        if not is_intact(path, size=spec.size, sha256=spec.sha256):
+            raise InvalidInput("the uploaded file is gone or damaged: upload it again")
+        return path
+
+    def _inputs(self, spec: StoredSpec) -> Mapping[str, Path]:
         """The folders of the jobs that the spec names, their files checked. Raises InvalidInput."""
         needs = _needs(spec)
         records = self._persistently(
@@ -219,10 +229,12 @@ class _Attempt:
                 time.sleep(self._runtime.heartbeat_seconds)
 
 
-def _needs(spec: TrainSpec | PruneSpec | CompareSpec) -> Sequence[tuple[str, Sequence[str]]]:
+def _needs(spec: StoredSpec) -> Sequence[tuple[str, Sequence[str]]]:
     """Which files of which jobs the engine is going to read."""
     if isinstance(spec, CompareSpec):
         return [(job_id, COMPARED_FILES) for job_id in spec.jobs]
+    if isinstance(spec, ImportSpec):
+        return []
     ref: CheckpointRef | None = spec.source if isinstance(spec, PruneSpec) else spec.initial
     return [(ref.job_id, [ref.artifact])] if ref else []
 
@@ -282,7 +294,7 @@ class _Keeper:
 class _Reporter(Observer):
     """Passes on what the engine tells, and ends the run when the heart says so."""
 
-    def __init__(self, heart: Heart, spec: TrainSpec | PruneSpec | CompareSpec, keeper: _Keeper) -> None:
+    def __init__(self, heart: Heart, spec: StoredSpec, keeper: _Keeper) -> None:
         self._heart, self._keeper = heart, keeper
         self._spec = spec
         self._training_began: float | None = None
@@ -313,9 +325,10 @@ class _Reporter(Observer):
 
     def record(self, type: str, data: dict[str, JsonValue]) -> None:
         self._heart.event(NewEvent(type, data))
-        if type == "epoch" and self._training_began is not None and not isinstance(self._spec, CompareSpec):
+        spec = self._spec
+        if type == "epoch" and self._training_began is not None and isinstance(spec, TrainSpec | PruneSpec):
             self._done_here += 1  # an attempt that went on from a checkpoint took no time for the epochs before
-            to_do = self._spec.epochs - _epochs_done(self._spec, EpochMetrics.model_validate(data))
+            to_do = spec.epochs - _epochs_done(spec, EpochMetrics.model_validate(data))
             left = (time.monotonic() - self._training_began) / self._done_here * to_do
             self._finish_at = (datetime.now(UTC) + timedelta(seconds=left)).isoformat()
 

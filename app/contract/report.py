@@ -267,7 +267,9 @@ class Receipt(_Document):
     seed: int | None
     dataset: str | None
     dataset_sha256: str | None
-    inputs: dict[str, str] = Field(description="sha256 of each checkpoint or report read, by job_id/artifact.")
+    inputs: dict[str, str] = Field(
+        description="sha256 of each checkpoint or report read, by job_id/artifact; of an uploaded file, by `upload`."
+    )
     versions: dict[str, str]
     device: str
     device_name: str

@@ -6,6 +6,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from app.contract.spec import UploadFormat
+
 
 class _Result(BaseModel):
     model_config = ConfigDict(frozen=True)
@@ -36,5 +38,18 @@ class CompareResult(_Result):
     jobs: tuple[str, ...]
 
 
-Result: TypeAlias = Annotated[NetworkResult | CompareResult, Field(discriminator="kind")]
-RESULT: TypeAdapter[NetworkResult | CompareResult] = TypeAdapter(Result)
+class ImportResult(_Result):
+    """Of the network that was uploaded, as later jobs find it."""
+
+    kind: Literal["import"]
+    channels: tuple[int, int, int]
+    hidden: int
+    parameters: int
+    nonzero: int
+    format: UploadFormat
+    size: int = Field(description="Bytes of the upload.")
+    sha256: str = Field(description="Of the upload; model.safetensors has its own.")
+
+
+Result: TypeAlias = Annotated[NetworkResult | CompareResult | ImportResult, Field(discriminator="kind")]
+RESULT: TypeAdapter[NetworkResult | CompareResult | ImportResult] = TypeAdapter(Result)

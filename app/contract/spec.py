@@ -341,9 +341,33 @@ class CompareSpec(JobSpec):
     jobs: Annotated[tuple[JobId, ...], Field(min_length=2, max_length=8, json_schema_extra=UNIQUE), NO_REPEATS]
 
 
-Kind = Literal["train", "prune", "compare"]
+class ImportLimits(Limits):
+    """A file is checked and converted in seconds."""
+
+    max_runtime_seconds: Annotated[int, Field(ge=1, le=604_800)] = 900
+
+
+UploadFormat: TypeAlias = Literal["safetensors", "torch"]
+
+
+class ImportSpec(JobSpec):
+    """Check a network that was trained elsewhere, so that later jobs can build on it. Made by `POST /v1/checkpoints`
+    with the file as its body, not submitted."""
+
+    kind: Literal["import"]
+    format: Annotated[UploadFormat, Field(description="As found in the file: safetensors, or a zip of torch.save.")]
+    size: Annotated[int, Field(ge=1, description="Bytes that were uploaded.")]
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    limits: ImportLimits = ImportLimits()
+
+
+Kind = Literal["train", "prune", "compare", "import"]
 Spec: TypeAlias = Annotated[TrainSpec | PruneSpec | CompareSpec, Field(discriminator="kind")]
+"""What a client submits as JSON."""
 SPEC: TypeAdapter[TrainSpec | PruneSpec | CompareSpec] = TypeAdapter(Spec)
+StoredSpec: TypeAlias = Annotated[TrainSpec | PruneSpec | CompareSpec | ImportSpec, Field(discriminator="kind")]
+"""What a job may have: also what comes of an upload."""
+STORED_SPEC: TypeAdapter[TrainSpec | PruneSpec | CompareSpec | ImportSpec] = TypeAdapter(StoredSpec)
 
 
 def parse_spec(document: bytes | str | Mapping[str, Any]) -> TrainSpec | PruneSpec | CompareSpec:
@@ -351,3 +375,8 @@ def parse_spec(document: bytes | str | Mapping[str, Any]) -> TrainSpec | PruneSp
     if not isinstance(document, bytes | str):
         document = json.dumps(document)
     return SPEC.validate_json(document)
+
+
+def parse_stored(document: Mapping[str, Any]) -> TrainSpec | PruneSpec | CompareSpec | ImportSpec:
+    """Validate a job's spec as the database has it. Raises `pydantic.ValidationError`."""
+    return STORED_SPEC.validate_json(json.dumps(document))

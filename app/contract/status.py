@@ -46,6 +46,7 @@ class Phase(StrEnum):
 
     WAITING = "waiting"
     PREPARING_DATA = "preparing_data"
+    IMPORTING = "importing"
     TRAINING = "training"
     FINE_TUNING = "fine_tuning"
     EVALUATING = "evaluating"

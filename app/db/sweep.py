@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, and_, any_, cast, func, literal, or_, select, update
@@ -133,6 +133,15 @@ def untidied(session: Session) -> list[Ended]:
         )
         for row in rows
     ]
+
+
+def uploads_needed(session: Session, job_ids: Collection[str]) -> dict[str, bool]:
+    """Of those that are jobs: whether an attempt may still read the job's upload. A failed job that may go well when it
+    is tried again keeps its own, as a failed training keeps its checkpoints."""
+    may_be_retried = JobRow.error["retryable"].as_boolean()
+    needed = or_(JobRow.status.not_in(ENDED_STATES), and_(JobRow.status == Status.FAILED, may_be_retried))
+    rows = session.execute(select(JobRow.id, needed).where(JobRow.id.in_(job_ids)))
+    return {job_id: bool(wanted) for job_id, wanted in rows}
 
 
 def tidied(session: Session, job_ids: Sequence[str]) -> None:

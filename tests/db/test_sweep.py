@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.contract.failure import FailureCode
+from app.contract.failure import Failure, FailureCode
 from app.contract.status import Status
 from app.db import attempts, jobs, sweep
 from tests.db.conftest import Jobs
@@ -283,3 +283,22 @@ def _wait(made: Jobs, job_id: str) -> float:
     with made.sessions() as session:
         query = text("SELECT extract(epoch FROM publish_at - clock_timestamp()) FROM jobs WHERE id = :id")
         return float(session.execute(query, {"id": job_id}).scalar_one())
+
+
+def test_an_upload_is_needed_until_no_attempt_can_read_it_any_more(made: Jobs) -> None:
+    ids = {status: made.in_state(status) for status in Status}
+    hopeless = made.running()
+    failure = Failure.of(FailureCode.INVALID_CHECKPOINT, "It is none.", attempt=1)
+    with made.sessions.begin() as session:
+        attempts.fail(session, hopeless, 1, failure=failure)
+        needed = sweep.uploads_needed(session, [*ids.values(), hopeless, "job_" + "0" * 32])
+
+    assert needed == {
+        ids[Status.QUEUED]: True,
+        ids[Status.RUNNING]: True,
+        ids[Status.CANCELLING]: True,
+        ids[Status.SUCCEEDED]: False,
+        ids[Status.FAILED]: True,  # a retry may go well
+        ids[Status.CANCELLED]: False,
+        hopeless: False,
+    }

@@ -23,7 +23,7 @@ class Observer:
         """Between pieces of work that are not counted: whoever wants to end the run may do so here too."""
 
     def record(self, type: str, data: dict[str, JsonValue]) -> None:
-        """A fact worth keeping: `resumed`, `epoch`, `evaluated` or `pruned`."""
+        """A fact worth keeping: `resumed`, `epoch`, `evaluated`, `pruned` or `imported`."""
 
     def checkpoint(self, state: Callable[[], TrainingState], epoch_ended: bool) -> None:
         """After every training step. To be able to go on from here later, call `state` now and keep what it gives."""

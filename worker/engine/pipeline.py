@@ -14,24 +14,34 @@ from torch import Tensor
 from app.contract.datasets import DatasetName
 from app.contract.network import parameter_shapes
 from app.contract.report import Receipt, Report, Resume, Sensitivity
-from app.contract.result import CompareResult, NetworkResult
-from app.contract.spec import CheckpointRef, CompareSpec, ModelSpec, PruneSpec, SensitivitySpec, TrainSpec
+from app.contract.result import CompareResult, ImportResult, NetworkResult
+from app.contract.spec import (
+    CheckpointRef,
+    CompareSpec,
+    ImportSpec,
+    ModelSpec,
+    PruneSpec,
+    SensitivitySpec,
+    StoredSpec,
+    TrainSpec,
+)
 from app.contract.status import Phase
 from app.contract.training import TrainingSpec
 from worker.engine import checkpoint, device
-from worker.engine.artifacts import Outcome, network_files
+from worker.engine.artifacts import Outcome, network_files, parameters_of
 from worker.engine.compare import comparison_files, read_jobs
 from worker.engine.data import Dataset, DatasetStore
 from worker.engine.errors import InvalidCheckpoint, translated
 from worker.engine.evidence import PROBES
 from worker.engine.execute import AFTER, BEFORE, PRUNED, Candidate, execute
 from worker.engine.export import file_sha256, publish, versions
+from worker.engine.importing import read_upload
 from worker.engine.model import Cnn, fresh
 from worker.engine.observer import Observer
 from worker.engine.plan import Course, plan
 from worker.engine.progress import Progress, state_of
 from worker.engine.pruning import Mask
-from worker.engine.resources import refuse_what_does_not_fit
+from worker.engine.resources import refuse_import_that_does_not_fit, refuse_what_does_not_fit
 from worker.engine.resume import Origin, Recovery
 from worker.engine.seeding import reproducible
 from worker.engine.sensitivity import sensitivity
@@ -43,20 +53,26 @@ _FRESH = Recovery()
 
 
 def run(
-    spec: TrainSpec | PruneSpec | CompareSpec,
+    spec: StoredSpec,
     *,
     datasets: DatasetStore,
     inputs: Inputs,
     out: Path,
+    upload: Path | None = None,
     observer: Observer = _SILENT,
     recovery: Recovery = _FRESH,
-) -> NetworkResult | CompareResult:
+) -> NetworkResult | CompareResult | ImportResult:
     """Run a resolved spec and write its artifacts into `out`, an existing empty folder; the manifest comes last.
 
-    `inputs` leads from each job that the spec names to the folder with that job's artifacts. A training goes on from
-    the newest checkpoint of `recovery` that is whole. Raises `EngineError`, or whatever the observer raised.
+    `inputs` leads from each job that the spec names to the folder with that job's artifacts; `upload` is the file that
+    an import is about. A training goes on from the newest checkpoint of `recovery` that is whole. Raises `EngineError`,
+    or whatever the observer raised.
     """
     with translated():
+        if isinstance(spec, ImportSpec):
+            if upload is None:
+                raise ValueError("an import needs the file that was uploaded")
+            return _import(spec, upload, _Stage(torch.device("cpu"), datasets, inputs, out, observer, recovery))
         if isinstance(spec, CompareSpec):
             return _compare(spec, _Stage(torch.device("cpu"), datasets, inputs, out, observer, recovery))
         # A prune job has no wishes about its device.
@@ -203,6 +219,29 @@ def _compare(spec: CompareSpec, stage: _Stage) -> CompareResult:
     return CompareResult(kind="compare", jobs=spec.jobs)
 
 
+def _import(spec: ImportSpec, upload: Path, stage: _Stage) -> ImportResult:
+    stage.observer.enter(Phase.IMPORTING)
+    refuse_import_that_does_not_fit(spec.size, stage.out)
+    model, state = read_upload(spec, upload, stage.out, stage.observer)
+    result = ImportResult(
+        kind="import",
+        channels=model.channels,
+        hidden=model.hidden,
+        parameters=model.parameters,
+        nonzero=sum(int(tensor.count_nonzero()) for tensor in parameters_of(state).values()),
+        format=spec.format,
+        size=spec.size,
+        sha256=spec.sha256,
+    )
+    stage.observer.record("imported", result.model_dump(mode="json", include=_IMPORTED_FACTS))
+    files = {"model.safetensors": checkpoint.to_safetensors(state), "model.pt": checkpoint.to_torch(state)}
+    publish(stage.out, files, _receipt(spec, None, None, {"upload": file_sha256(upload)}, (), stage))
+    return result
+
+
+_IMPORTED_FACTS = {"channels", "hidden", "parameters", "nonzero"}
+
+
 def _load_data(name: DatasetName, stage: _Stage) -> Dataset:
     stage.observer.enter(Phase.PREPARING_DATA)
     return stage.datasets.load(name)
@@ -239,7 +278,7 @@ def _result(report: Report, dataset: Dataset, stage: _Stage) -> NetworkResult:
 
 
 def _receipt(
-    spec: TrainSpec | PruneSpec | CompareSpec,
+    spec: StoredSpec,
     seed: int | None,
     dataset: Dataset | None,
     read: Mapping[str, str],

@@ -32,6 +32,15 @@ CHECKPOINTS = 3
 PUBLISHED = 7
 """The model twice, the dense one, the compact one, two ONNX models, and the packed non-zeros with their places."""
 
+IMPORT_COPIES = 6
+"""Of an uploaded file in memory, while the two forms in which it is published are made; also the most that converting
+one may take."""
+
+IMPORT_OVERHEAD = 512 << 20
+
+IMPORT_PUBLISHED = 2
+"""The model, twice."""
+
 DISK_RESERVE = 32 << 20
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -42,15 +51,29 @@ def refuse_what_does_not_fit(
 ) -> None:
     """`copied` are numbers that are copied out of the data set. Raises OutOfMemory or DiskFull, with what is needed and
     what is free."""
-    needed, free = memory_needed(model, stages) + FLOAT * copied, memory_free(device)
-    if needed > free:
+    hint = "take a smaller batch_size or smaller widths, or submit again when less is running there"
+    _refuse_memory(memory_needed(model, stages) + FLOAT * copied, device, hint)
+    states = PUBLISHED + (CHECKPOINTS * (3 + _kept(stages)) if any(isinstance(each, Course) for each in stages) else 0)
+    _refuse_disk(states * FLOAT * model.parameters, out)
+
+
+def refuse_import_that_does_not_fit(size: int, out: Path) -> None:
+    """Of an uploaded file of `size` bytes. Raises OutOfMemory or DiskFull, with what is needed and what is free."""
+    hint = "upload it again when less is running there"
+    _refuse_memory(IMPORT_OVERHEAD + IMPORT_COPIES * size, torch.device("cpu"), hint)
+    _refuse_disk(IMPORT_PUBLISHED * size, out)
+
+
+def _refuse_memory(needed: int, device: torch.device, hint: str) -> None:
+    if needed > (free := memory_free(device)):
         place = "GPU" if device.type == "cuda" else "worker"
         raise OutOfMemory(
-            f"the job needs about {_gigabytes(needed)} of memory and the {place} has {_gigabytes(free)} free: "
-            "take a smaller batch_size or smaller widths, or submit again when less is running there"
+            f"the job needs about {_gigabytes(needed)} of memory and the {place} has {_gigabytes(free)} free: {hint}"
         )
-    states = PUBLISHED + (CHECKPOINTS * (3 + _kept(stages)) if any(isinstance(each, Course) for each in stages) else 0)
-    needed, free = DISK_RESERVE + states * FLOAT * model.parameters, shutil.disk_usage(out).free
+
+
+def _refuse_disk(needed: int, out: Path) -> None:
+    needed, free = DISK_RESERVE + needed, shutil.disk_usage(out).free
     if needed > free:
         raise DiskFull(
             f"the job needs about {_gigabytes(needed)} of disk and the artifact folder has {_gigabytes(free)} free: "
