@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -64,11 +64,10 @@ def only_known_parameters(request: Request) -> None:
 _bearer = HTTPBearer(auto_error=False, description="A key made by `secateur keys create`.")
 
 
-def principal(
-    parts: PartsDep,
-    session: SessionDep,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
-) -> Principal:
+Credentials: TypeAlias = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+
+
+def principal(parts: PartsDep, session: SessionDep, credentials: Credentials) -> Principal:
     if not parts.settings.auth_required:
         return ANYBODY
     if credentials is None:
@@ -78,15 +77,27 @@ def principal(
 
 def requires(scope: Scope) -> Callable[[Principal], Principal]:
     def check(who: Annotated[Principal, Depends(principal)]) -> Principal:
-        if not who.may(scope):
-            raise Forbidden(f"This needs the scope {scope}; the key has {', '.join(sorted(who.scopes))}.")
-        return who
+        return _allowed(who, scope)
 
     return check
 
 
+def _allowed(who: Principal, scope: Scope) -> Principal:
+    if not who.may(scope):
+        raise Forbidden(f"This needs the scope {scope}; the key has {', '.join(sorted(who.scopes))}.")
+    return who
+
+
+def uploader(parts: PartsDep, credentials: Credentials) -> Principal:
+    """Who may write, found out in a transaction that has ended before the body arrives: that may take an hour, and the
+    database ends a transaction in which nothing happens."""
+    with parts.sessions.begin() as session:
+        return _allowed(principal(parts, session, credentials), Scope.JOBS_WRITE)
+
+
 ReaderDep = Annotated[Principal, Depends(requires(Scope.JOBS_READ))]
 WriterDep = Annotated[Principal, Depends(requires(Scope.JOBS_WRITE))]
+UploaderDep = Annotated[Principal, Depends(uploader)]
 READER_ONLY = Depends(requires(Scope.JOBS_READ))
 """For a route that wants a reader's key and no tenant."""
 

@@ -11,8 +11,8 @@ from starlette.concurrency import run_in_threadpool
 import app.api.errors as problems
 from app.api import openapi
 from app.api.deps import Parts, only_known_parameters
-from app.api.middleware import BodyLimit, RequestContext
-from app.api.routes import artifacts, catalogue, health, jobs
+from app.api.middleware import BodyLimit, Bounds, RequestContext
+from app.api.routes import artifacts, catalogue, checkpoints, health, jobs
 from app.core.settings import Settings
 from app.core.version import VERSION
 from app.db.session import make_engine, make_sessions
@@ -53,12 +53,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.routes = []
-    for module in (jobs, artifacts, catalogue, health):
+    for module in (jobs, checkpoints, artifacts, catalogue, health):
         app.include_router(module.router, dependencies=[Depends(only_known_parameters)])
         app.state.routes += module.router.routes
     problems.install(app)
     openapi.install(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, seconds=settings.body_seconds)
+    usual = Bounds(settings.max_body_bytes, settings.body_seconds, settings.body_seconds)
+    uploads = Bounds(settings.max_checkpoint_bytes, settings.upload_seconds, settings.body_seconds)
+    app.add_middleware(BodyLimit, usual=usual, of_paths={checkpoints.PATH: uploads})
     app.add_middleware(RequestContext)
     return app
 

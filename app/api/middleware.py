@@ -7,12 +7,14 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import of_error
-from app.core.errors import PayloadTooLarge, RequestTimeout
+from app.core.errors import BodyStalled, PayloadTooLarge, RequestTimeout
 
 logger = logging.getLogger("secateur.access")
 
@@ -48,39 +50,53 @@ class RequestContext:
             logger.info("request", extra=entry | {"ms": round((time.perf_counter() - started) * 1000, 1)})
 
 
+class Bounds(NamedTuple):
+    """Of a request's body: how large it may be, how long the whole may take, and how long a pause in it."""
+
+    max_bytes: int
+    seconds: float
+    stall_seconds: float
+
+
 class BodyLimit:
     """Answers 413 as soon as a body is announced or found to be larger than it may be, without holding it, and 408 when
-    it does not arrive in time: the server itself would wait for ever."""
+    it does not arrive in time: the server itself would wait for ever. `of_paths` has the bounds that differ."""
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, seconds: float) -> None:
-        self._app, self._max, self._seconds = app, max_bytes, seconds
+    def __init__(self, app: ASGIApp, *, usual: Bounds, of_paths: Mapping[str, Bounds]) -> None:
+        self._app, self._usual, self._of_paths = app, usual, of_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        bounds = self._of_paths.get(scope["path"], self._usual)
         announced = Headers(scope=scope).get("content-length", "0")
-        if announced.isdigit() and int(announced) > self._max:
-            error, request_id = PayloadTooLarge(self._max), scope["state"]["request_id"]
+        if announced.isdigit() and int(announced) > bounds.max_bytes:
+            error, request_id = PayloadTooLarge(bounds.max_bytes), scope["state"]["request_id"]
             await of_error(error, path=scope["path"], request_id=request_id)(scope, receive, send)
             return
-        await self._app(scope, self._bounded(receive), send)
+        await self._app(scope, _bounded(receive, bounds), send)
 
-    def _bounded(self, receive: Receive) -> Receive:
-        seen, whole, until = 0, False, asyncio.get_running_loop().time() + self._seconds
 
-        async def bounded_receive() -> Message:
-            nonlocal seen, whole
-            try:
-                # Once the body is whole, this waits for the client to leave, which may take as long as it likes.
-                async with asyncio.timeout_at(None if whole else until):
-                    message = await receive()
-            except TimeoutError:
-                raise RequestTimeout(self._seconds) from None
-            whole = not message.get("more_body", False)
-            seen += len(message.get("body", b""))
-            if seen > self._max:
-                raise PayloadTooLarge(self._max)
-            return message
+def _bounded(receive: Receive, bounds: Bounds) -> Receive:
+    clock = asyncio.get_running_loop().time
+    seen, whole, until = 0, False, clock() + bounds.seconds
 
-        return bounded_receive
+    async def bounded_receive() -> Message:
+        nonlocal seen, whole
+        stalled = clock() + bounds.stall_seconds
+        try:
+            # Once the body is whole, this waits for the client to leave, which may take as long as it likes.
+            async with asyncio.timeout_at(None if whole else min(until, stalled)):
+                message = await receive()
+        except TimeoutError:
+            if stalled < until:
+                raise BodyStalled(bounds.stall_seconds) from None
+            raise RequestTimeout(bounds.seconds) from None
+        whole = not message.get("more_body", False)
+        seen += len(message.get("body", b""))
+        if seen > bounds.max_bytes:
+            raise PayloadTooLarge(bounds.max_bytes)
+        return message
+
+    return bounded_receive

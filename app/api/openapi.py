@@ -22,6 +22,9 @@ SPEC_BODY: dict[str, Any] = {
 }
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
+CHECKPOINT_BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/octet-stream": _BINARY}},
+}
 DOWNLOAD: dict[int | str, dict[str, Any]] = {
     200: {"description": "The whole file.", "content": {"application/octet-stream": _BINARY}},
     206: {"description": "The part that `Range` asked for.", "content": {"application/octet-stream": _BINARY}},

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from app.api.schemas import Artifact, Event, Job, Links, Progress
 from app.contract.failure import Failure
 from app.contract.result import RESULT
-from app.contract.spec import parse_spec
+from app.contract.spec import parse_stored
 from app.contract.status import Status
 from app.db.models import ArtifactRow, EventRow, JobRow
 
@@ -39,7 +39,7 @@ def job(row: JobRow) -> Job:
         finished_at=row.finished_at,
         updated_at=row.updated_at,
         expires_at=row.expires_at,
-        spec=parse_spec(row.spec),
+        spec=parse_stored(row.spec),
         links=Links(self=url, **{name: f"{url}/{name}" for name in ("events", "artifacts", "cancel", "retry")}),
     )
 

@@ -11,7 +11,7 @@ from app.contract.datasets import DatasetInfo
 from app.contract.explain import FieldError
 from app.contract.failure import Failure
 from app.contract.result import Result
-from app.contract.spec import Spec
+from app.contract.spec import Spec, StoredSpec
 from app.contract.status import Status
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class Job(Resource):
     finished_at: datetime | None
     updated_at: datetime
     expires_at: datetime | None
-    spec: Spec = Field(description="The resolved spec, every default filled in.")
+    spec: StoredSpec = Field(description="The resolved spec, every default filled in.")
     links: Links
 
 

@@ -1,14 +1,14 @@
 """The error tree of the light side: facts about the domain, each with its HTTP status and stable code.
 
 SecateurError
-├── Malformed 400: InvalidCursor · Unauthenticated 401 · Forbidden 403 · RequestTimeout 408
+├── Malformed 400: InvalidCursor · Unauthenticated 401 · Forbidden 403 · RequestTimeout 408: BodyStalled
 ├── PayloadTooLarge 413 · TooDeep 413
 ├── UnsupportedMediaType 415 · RangeBeyondEnd 416
 ├── NotFound 404: JobNotFound, ArtifactNotFound
-├── Conflict 409: JobNotCancellable, JobNotRetryable, SourceNotFinished, SourceHasNoResult
-├── InvalidSpec 422 (with one entry a field), InvalidParameter 422
+├── Conflict 409: JobNotCancellable, JobNotRetryable, UploadNotKept, SourceNotFinished, SourceHasNoResult
+├── InvalidSpec 422 (with one entry a field), InvalidParameter 422, InvalidCheckpoint 422
 ├── ArtifactUnavailable 500 (the bytes no longer match)
-└── Unavailable 503
+└── Unavailable 503: StoreFull
 """
 
 from __future__ import annotations
@@ -89,6 +89,10 @@ class JobNotRetryable(Conflict):
     code, title = "job_not_retryable", "The job has not failed"
 
 
+class UploadNotKept(Conflict):
+    code, title = "upload_not_kept", "The uploaded file is not kept"
+
+
 class SourceNotFinished(Conflict):
     code, title, retryable = "source_not_finished", "A job that this one needs has not ended", True
 
@@ -102,7 +106,15 @@ class RequestTimeout(SecateurError):
     headers = _REST_UNREAD
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"The whole body must arrive within {seconds:g} s of the headers.")
+        super().__init__(self._detail(seconds))
+
+    def _detail(self, seconds: float) -> str:
+        return f"The whole body must arrive within {seconds:g} s of the headers."
+
+
+class BodyStalled(RequestTimeout):
+    def _detail(self, seconds: float) -> str:
+        return f"Nothing more of the body came for {seconds:g} s."
 
 
 class PayloadTooLarge(SecateurError):
@@ -140,6 +152,10 @@ class InvalidParameter(SecateurError):
     status, code, title = 422, "invalid_parameter", "A parameter is invalid"
 
 
+class InvalidCheckpoint(SecateurError):
+    status, code, title = 422, "invalid_checkpoint", "The file is no checkpoint of the cnn architecture"
+
+
 class ArtifactUnavailable(SecateurError):
     """The record is there and the bytes are not, or not the ones that were published: never serve them."""
 
@@ -149,3 +165,11 @@ class ArtifactUnavailable(SecateurError):
 class Unavailable(SecateurError):
     status, code, title, retryable = 503, "unavailable", "A part of the service is away", True
     headers = MappingProxyType({"Retry-After": "5"})
+
+
+class StoreFull(Unavailable):
+    code, title = "disk_full", "There is no room for the upload"
+    headers = MappingProxyType({"Retry-After": "60"})
+
+    def __init__(self) -> None:
+        super().__init__("The artifact folder is full, and nothing of the file was kept: upload it again later.")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
@@ -20,10 +20,14 @@ from app.contract.spec import (
     SPEC_VERSION,
     CheckpointRef,
     CompareSpec,
+    DatasetSpec,
+    ImportSpec,
     ModelSpec,
     PruneSpec,
+    StoredSpec,
     TrainSpec,
     parse_spec,
+    parse_stored,
     refuse_misfit,
 )
 from app.contract.status import Status
@@ -37,6 +41,7 @@ from app.core.errors import (
     SourceHasNoResult,
     SourceNotFinished,
     TooDeep,
+    UploadNotKept,
 )
 from app.core.ids import new_job_id
 from app.db import jobs
@@ -52,6 +57,7 @@ def parse(document: bytes | str) -> AnySpec:
     try:
         return parse_spec(document)
     except ValidationError as error:
+        _refuse_import(error)
         found = explain(error, SPEC)
     if found[0].code == MALFORMED and "recursion limit" in found[0].detail:
         raise TooDeep
@@ -62,6 +68,13 @@ def parse(document: bytes | str) -> AnySpec:
     if len(found) == MOST_ERRORS:
         raise InvalidSpec(f"Many fields of the spec must be mended; `errors` has the first {MOST_ERRORS}.", found)
     raise InvalidSpec(f"{len(found)} fields of the spec must be mended; `errors` says which.", found)
+
+
+def _refuse_import(error: ValidationError) -> None:
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "union_tag_invalid" and not first["loc"] and first["ctx"]["tag"] == "import":
+        detail = "an import is not submitted: send the file itself to POST /v1/checkpoints"
+        raise InvalidSpec(detail, [FieldError(pointer="/kind", code="upload_wanted", detail=detail)]) from error
 
 
 class JobPage(NamedTuple):
@@ -78,22 +91,27 @@ def resolve(session: Session, tenant: str, spec: AnySpec) -> AnySpec:
     """Fill in what the spec leaves to the jobs that it names. Raises InvalidSpec or SourceNotFinished."""
     if isinstance(spec, CompareSpec):
         for index, job_id in enumerate(spec.jobs):
-            _finished(session, tenant, job_id, f"/jobs/{index}")
+            _refuse_without_report(session, tenant, job_id, f"/jobs/{index}")
         return spec
     if isinstance(spec, PruneSpec):
-        source = _finished(session, tenant, spec.source.job_id, "/source/job_id")
-        resolved = parse(spec.model_copy(update={"dataset": spec.dataset or source.dataset}).model_dump_json())
+        source = _source(session, tenant, spec.source, "/source")
+        resolved = parse(spec.model_copy(update={"dataset": _dataset(spec, source)}).model_dump_json())
         assert isinstance(resolved, PruneSpec)
-        _refuse_misfit(resolved, widths(session, tenant, resolved))
+        _refuse_misfit(resolved, source.model)
         return resolved
     if spec.initial:
         return _with_widths_of_source(session, tenant, spec, spec.initial)
     return spec
 
 
+def _refuse_without_report(session: Session, tenant: str, job_id: str, pointer: str) -> None:
+    if isinstance(_finished(session, tenant, job_id, pointer).spec, ImportSpec):
+        detail = f"{job_id} is an import job and has no report: name a train or prune job"
+        raise InvalidSpec(detail, [FieldError(pointer=pointer, code="source_has_no_report", detail=detail)])
+
+
 def _with_widths_of_source(session: Session, tenant: str, spec: TrainSpec, initial: CheckpointRef) -> TrainSpec:
-    source = _finished(session, tenant, initial.job_id, "/initial/job_id")
-    found = widths(session, tenant, source)
+    found = _source(session, tenant, initial, "/initial").model
     if "model" in spec.model_fields_set and spec.model != found:
         detail = f"the checkpoint has channels {list(found.channels)} and hidden {found.hidden}: leave `model` out"
         raise InvalidSpec(detail, [FieldError(pointer="/model", code="widths_differ", detail=detail)])
@@ -101,6 +119,17 @@ def _with_widths_of_source(session: Session, tenant: str, spec: TrainSpec, initi
     resolved = parse(spec.model_copy(update={"model": found}).model_dump_json())
     assert isinstance(resolved, TrainSpec)
     return resolved
+
+
+def _dataset(spec: PruneSpec, source: _Source) -> DatasetSpec:
+    """The spec's, else the source's."""
+    found = spec.dataset
+    if found is None and not isinstance(source.spec, ImportSpec):
+        found = source.spec.dataset
+    if found is None:
+        detail = "an uploaded checkpoint has no data set: name one"
+        raise InvalidSpec(detail, [FieldError(pointer="/dataset", code="missing", detail=detail)])
+    return found
 
 
 def _refuse_misfit(spec: PruneSpec, model: ModelSpec) -> None:
@@ -113,37 +142,65 @@ def _refuse_misfit(spec: PruneSpec, model: ModelSpec) -> None:
 
 
 def widths(session: Session, tenant: str, spec: TrainSpec | PruneSpec) -> ModelSpec:
-    """The network's widths: those of the training at the root of a chain of prunings."""
-    while isinstance(spec, PruneSpec):
-        spec = _finished(session, tenant, spec.source.job_id, "/source/job_id")
-    return spec.model
+    """The network's widths: those of the training or the import at the root of a chain of prunings."""
+    return spec.model if isinstance(spec, TrainSpec) else _source(session, tenant, spec.source, "/source").model
 
 
-def _finished(session: Session, tenant: str, job_id: str, pointer: str) -> TrainSpec | PruneSpec:
-    """The spec of a succeeded train or prune job of this tenant."""
+class _Source(NamedTuple):
+    """A job whose checkpoint another one begins with, and the network's widths."""
+
+    spec: TrainSpec | PruneSpec | ImportSpec
+    model: ModelSpec
+
+
+def _source(session: Session, tenant: str, ref: CheckpointRef, pointer: str) -> _Source:
+    """Raises InvalidSpec, SourceNotFinished or SourceHasNoResult."""
+    spec, result = _finished(session, tenant, ref.job_id, f"{pointer}/job_id")
+    if not isinstance(spec, ImportSpec):
+        return _Source(spec, widths(session, tenant, spec))
+    if ref.artifact != "model.safetensors":
+        detail = f"{ref.job_id} is an import job and has no {ref.artifact}: name model.safetensors"
+        found = FieldError(pointer=f"{pointer}/artifact", code="source_has_no_such_artifact", detail=detail)
+        raise InvalidSpec(detail, [found])
+    return _Source(spec, ModelSpec(channels=tuple(result["channels"]), hidden=result["hidden"]))
+
+
+class _Finished(NamedTuple):
+    spec: TrainSpec | PruneSpec | ImportSpec
+    result: Mapping[str, Any]
+
+
+def _finished(session: Session, tenant: str, job_id: str, pointer: str) -> _Finished:
+    """Spec and result of a succeeded job of this tenant that has a network."""
     row = jobs.get(session, job_id, tenant)
     if row is None:
         detail = f"there is no job {job_id}"
         raise InvalidSpec(detail, [FieldError(pointer=pointer, code="source_not_found", detail=detail)])
-    spec = parse_spec(row.spec)
+    spec = parse_stored(row.spec)
     if isinstance(spec, CompareSpec):
-        detail = f"{job_id} is a compare job and has no network: name a train or prune job"
+        detail = f"{job_id} is a compare job and has no network: name a train, prune or import job"
         raise InvalidSpec(detail, [FieldError(pointer=pointer, code="source_has_no_network", detail=detail)])
     status = Status(row.status)
     if status is not Status.SUCCEEDED:
         refusal = SourceHasNoResult if status.is_terminal else SourceNotFinished
         detail = f"{job_id} is {status}; it must have succeeded"
         raise refusal(detail, [FieldError(pointer=pointer, code=refusal.code, detail=detail)])
-    return spec
+    assert row.result is not None  # as the database has it
+    return _Finished(spec, row.result)
 
 
 def submit(session: Session, tenant: str, spec: AnySpec, *, retention_days: int) -> JobRow:
     """Resolve the spec and insert the job."""
+    return insert(session, new_job_id(), tenant, resolve(session, tenant, spec), retention_days=retention_days)
+
+
+def insert(session: Session, job_id: str, tenant: str, spec: StoredSpec, *, retention_days: int) -> JobRow:
+    """Insert a job of a resolved spec."""
     return jobs.insert_job(
         session,
-        job_id=new_job_id(),
+        job_id=job_id,
         tenant=tenant,
-        spec=resolve(session, tenant, spec).model_dump(mode="json"),
+        spec=spec.model_dump(mode="json"),
         spec_version=SPEC_VERSION,
         retention_days=retention_days,
     )
@@ -168,8 +225,10 @@ def cancel(session: Session, tenant: str, job_id: str) -> tuple[JobRow, bool]:
 
 
 def retry(session: Session, tenant: str, job_id: str) -> JobRow:
-    """Queue a failed job again. Raises JobNotRetryable."""
-    get(session, tenant, job_id)
+    """Queue a failed job again. Raises JobNotRetryable or UploadNotKept."""
+    before = get(session, tenant, job_id)
+    if before.kind == "import" and before.error and not before.error["retryable"]:  # the sweeper's own rule
+        raise UploadNotKept(f"The job failed as {before.error['code']}, so its file is not kept: upload one anew.")
     changed = jobs.retry(session, job_id, tenant)
     row = get(session, tenant, job_id)
     if not changed:

@@ -11,13 +11,16 @@ import pytest
 
 from app.local import Stack
 
-# No description can say which cursors a list has given, and which jobs there are to build on.
+# No description can say which cursors a list has given, which jobs there are to build on, and what a state dict is.
 CONFIG = """\
 [[operations]]
 include-name = "GET /v1/jobs"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400]
 [[operations]]
 include-name = "POST /v1/jobs"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 422]
+[[operations]]
+include-name = "POST /v1/checkpoints"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 422]
 """
 

@@ -9,14 +9,14 @@ from typing import Any, get_args
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from app.api.deps import READER_ONLY
+from app.api.deps import READER_ONLY, PartsDep
 from app.api.openapi import problems
 from app.api.schemas import Datasets
 from app.contract.artifacts import ARTIFACTS
 from app.contract.datasets import DATASETS
 from app.contract.network import PARAMETER_NAMES
 from app.contract.pruning import METHODS, SCHEDULES
-from app.contract.spec import SPEC, CompareSpec, ModelSpec, PruneSpec, TrainSpec
+from app.contract.spec import SPEC, CompareSpec, ImportSpec, ModelSpec, PruneSpec, TrainSpec, UploadFormat
 from app.contract.training import OPTIMIZERS, PENALTIES
 from app.core.errors import NotFound
 
@@ -24,9 +24,10 @@ router = APIRouter(prefix="/v1", tags=["catalogue"], dependencies=[READER_ONLY])
 
 
 @router.get("/options", operation_id="get_options", responses=problems())
-def get_options() -> dict[str, Any]:
+def get_options(parts: PartsDep) -> dict[str, Any]:
     """What a spec may name, with ranges and defaults: kinds of job, penalties, pruning methods, data sets and so on."""
-    return _options()
+    uploads = {"formats": get_args(UploadFormat), "max_bytes": parts.settings.max_checkpoint_bytes}
+    return {**_options(), "uploads": uploads}
 
 
 @cache
@@ -45,7 +46,7 @@ def _options() -> dict[str, Any]:
     }
 
 
-_KINDS = {"train": TrainSpec, "prune": PruneSpec, "compare": CompareSpec}
+_KINDS = {"train": TrainSpec, "prune": PruneSpec, "compare": CompareSpec, "import": ImportSpec}
 
 
 def _tagged(members: Iterable[type[BaseModel]], tag: str) -> dict[str, Any]:
