@@ -18,7 +18,7 @@ PANEL = "Talk to a server (SECATEUR_URL, SECATEUR_API_KEY)"
 
 
 def register(application: typer.Typer) -> None:
-    for command in (submit, status, wait, cancel, retry, download, events, options, system):
+    for command in (submit, upload, status, wait, cancel, retry, download, events, options, system):
         application.command(rich_help_panel=PANEL)(command)
     application.command("list", rich_help_panel=PANEL)(list_jobs)
 
@@ -50,6 +50,38 @@ def submit(
     return _show_ended(job, as_json)
 
 
+def upload(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A state dict: safetensors, or as torch.save(model.state_dict()).")
+    ],
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="The job's display name.")] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Repeatable.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until the file has been checked.")] = False,
+    as_json: AsJson = False,
+    state_dir: StateDir = STATE_DIR,
+) -> None:
+    """Upload a network that was trained elsewhere; the id of the job that imports it goes to standard output."""
+    from app.cli.connection import connect
+
+    labels = _labels(label or [])
+    with connect(state_dir) as client:
+        job = client.upload_checkpoint(file, display_name=name, labels=labels)
+        if not wait:
+            return _show_submitted(job, as_json)
+        job = _follow(client, job["id"])
+    return _show_ended(job, as_json)
+
+
+def _labels(pairs: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or key in found:
+            raise typer.BadParameter(f"{pair!r} is no KEY=VALUE of its own", param_hint="--label")
+        found[key] = value
+    return found
+
+
 def status(job: JobId, as_json: AsJson = False, state_dir: StateDir = STATE_DIR) -> None:
     """Show one job."""
     from app.cli.connection import connect
@@ -60,7 +92,7 @@ def status(job: JobId, as_json: AsJson = False, state_dir: StateDir = STATE_DIR)
 
 def list_jobs(
     status: Annotated[list[str] | None, typer.Option(help="Only these; repeatable.")] = None,
-    kind: Annotated[list[str] | None, typer.Option(help="train, prune or compare; repeatable.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="train, prune, compare or import; repeatable.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20,
     as_json: AsJson = False,
     state_dir: StateDir = STATE_DIR,

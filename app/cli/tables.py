@@ -114,6 +114,11 @@ def job_facts(job: Job) -> Table:
 
 
 def _result_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    if "channels" in result:
+        return [
+            ("network", f"channels {', '.join(map(str, result['channels']))}, hidden {result['hidden']}"),
+            ("non-zeros", f"{result['nonzero']:,} of {result['parameters']:,}"),
+        ]
     if "accuracy_after" not in result:
         return []
     kept = f"{result['nonzero_after']:,} of {result['parameters']:,}"

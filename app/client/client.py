@@ -54,6 +54,22 @@ class Client:
     def submit(self, spec: Mapping[str, Any]) -> Job:
         return cast(Job, self._post("/v1/jobs", spec))
 
+    def upload_checkpoint(
+        self, path: Path, *, display_name: str | None = None, labels: Mapping[str, str] | None = None
+    ) -> Job:
+        """Send a state dict of the cnn architecture, as safetensors or as torch.save writes it, piece by piece; returns
+        the job that imports it. Raises OSError when the file cannot be read."""
+        query: dict[str, Any] = {"label": [f"{key}:{value}" for key, value in (labels or {}).items()]}
+        if display_name is not None:
+            query["display_name"] = display_name
+
+        def once() -> httpx.Response:
+            with path.open("rb") as file:
+                headers = {"Content-Type": "application/octet-stream"}
+                return self._checked(self._http.post("/v1/checkpoints", params=query, content=file, headers=headers))
+
+        return cast(Job, _object(self._translated(once)))
+
     def validate(self, spec: Mapping[str, Any]) -> Validation:
         """The resolved spec and an estimate; nothing is stored."""
         return cast(Validation, self._post("/v1/jobs?validate_only=true", spec))
@@ -184,13 +200,15 @@ class Client:
         headers = {} if content is None else {"Content-Type": "application/json"}
 
         def once() -> httpx.Response:
-            response = self._http.request(method, path, params=params, content=content, headers=headers)
-            if not response.is_success:
-                raise _problem(response)
-            self._answered = True
-            return response
+            return self._checked(self._http.request(method, path, params=params, content=content, headers=headers))
 
         return self._retrying(once) if method == "GET" else self._translated(once)
+
+    def _checked(self, response: httpx.Response) -> httpx.Response:
+        if not response.is_success:
+            raise _problem(response)
+        self._answered = True
+        return response
 
     def _retrying(self, once: Callable[[], T]) -> T:
         """Repeat a read while the connection breaks or the server is busy, within the patience.
