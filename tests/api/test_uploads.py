@@ -22,6 +22,7 @@ from app.services.keys import Scope, create_key
 from tests.api.conftest import client_with, sqlalchemy_url
 from tests.api.test_bad_input import problem
 from tests.conftest import QUICK
+from tests.small_disk import run_on_small_disk
 from tests.specs import compare_spec, prune_spec, read, train_spec
 from tests.waiting import wait_until
 
@@ -273,6 +274,13 @@ def test_a_client_that_leaves_leaves_nothing(strict: Stack, strict_http: httpx.C
         wait_until(lambda: _uploads(strict), timeout=10, what="something has arrived")
 
     wait_until(lambda: not _uploads(strict), timeout=10, what="it is gone again")
+
+
+@pytest.mark.host
+def test_an_upload_that_fills_the_disk_is_refused_for_now_and_leaves_nothing(tmp_path: Path) -> None:
+    said = run_on_small_disk(tmp_path, "tests.api.full_store", tmp_path, megabytes=8)
+
+    assert said == "503 disk_full True []"
 
 
 def test_the_size_of_an_upload_is_no_burden_on_memory(idle_service: Stack, idle_http: httpx.Client) -> None:

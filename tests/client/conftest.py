@@ -28,6 +28,7 @@ class Request(NamedTuple):
     method: str
     path: str
     headers: dict[str, str]
+    body: bytes
 
 
 class Told:
@@ -47,8 +48,8 @@ def _handler(told: Told) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def _answer(self) -> None:
-            told.requests.append(Request(self.command, self.path, dict(self.headers)))
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            told.requests.append(Request(self.command, self.path, dict(self.headers), body))
             reply = told.replies.pop(0)
             self.send_response(reply.status)
             for name, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():

@@ -116,6 +116,32 @@ def test_waiting_ends_with_done_whatever_the_words(told: Told) -> None:
     assert seen == ["hibernating", "running", "composted"]
 
 
+# --- uploads ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_sent_as_it_is_with_its_length(told: Told, tmp_path: Path) -> None:
+    (tmp_path / "a network.pt").write_bytes(BODY)
+    told.replies = [_json({"id": "j", "kind": "import"}, 202)]
+    with told.client() as client:
+        job = client.upload_checkpoint(tmp_path / "a network.pt", display_name="mine", labels={"team": "a:b"})
+    (request,) = told.requests
+    assert job["id"] == "j"
+    assert (request.method, request.path) == ("POST", "/v1/checkpoints?label=team%3Aa%3Ab&display_name=mine")
+    assert request.headers["Content-Type"] == "application/octet-stream"
+    assert request.headers["Content-Length"] == str(len(BODY))
+    assert request.body == BODY
+
+
+def test_an_upload_is_never_repeated(told: Told, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(BODY)
+    told.replies = [BUSY, _json({})]
+    with told.client() as client, pytest.raises(Problem, match="busy"):
+        client.upload_checkpoint(tmp_path / "a")
+    with told.client() as client, pytest.raises(FileNotFoundError):
+        client.upload_checkpoint(tmp_path / "b")
+    assert len(told.requests) == 1
+
+
 # --- downloads -------------------------------------------------------------------------------------------------------
 
 
