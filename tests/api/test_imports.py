@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -12,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from app.contract.datasets import DatasetName
+from app.local import Stack
 from tests.specs import Document, compare_spec, ended, finished, prune_spec, train_spec
 from worker.engine.data import Dataset, DatasetStore
 
@@ -118,6 +121,22 @@ def test_an_import_is_pruned_and_fine_tuned(http: httpx.Client, network: Trained
     assert result["accuracy_before"] == pytest.approx(network.accuracy, abs=1e-6)
     assert result["parameters"] == imported["result"]["parameters"]
     assert result["sparsity"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_the_code_in_the_docs_uploads_and_prunes(
+    service: Stack, http: httpx.Client, network: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "pruning.md").read_text()
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "upload_checkpoint" in block)
+    code = code.replace("http://127.0.0.1:8000", service.url).replace("mnist", "digits").replace("10}", "1}")
+    torch.save(network.state, tmp_path / "network.pt")
+    monkeypatch.chdir(tmp_path)
+
+    exec(code, {"api_key": service.api_key})
+
+    newest = http.get("/v1/jobs").json()["items"][0]
+    assert (newest["kind"], newest["spec"]["dataset"]["name"]) == ("prune", "digits")
+    assert ended(http, newest["id"])["status"] == "succeeded"
 
 
 def test_a_training_and_a_second_pruning_go_on_from_it(http: httpx.Client, imported: Document) -> None:

@@ -132,7 +132,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "pruning.md"
 
 
 def test_the_code_in_the_docs_loads_the_compact_network(l1: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    _, first, second = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
     monkeypatch.chdir(l1.folder)
     there: dict[str, object] = {}
 
