@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1024)] = 262_144
     body_seconds: Annotated[float, Field(gt=0, le=600)] = 20.0
     max_checkpoint_bytes: Annotated[int, Field(ge=1024)] = 536_870_912
-    """Of an uploaded one. The widest network's state dict has 412 million."""
+    """Of an uploaded one. The widest network's state dict has 430 million."""
     upload_seconds: Annotated[float, Field(gt=0, le=43_200)] = 3_600.0
     worker_threads: Annotated[int | None, Field(ge=1)] = None
     """Torch threads of one worker; None takes all cores: with several workers on a machine, share them out."""

@@ -52,7 +52,7 @@ ODD: dict[str, tuple[bytes, str]] = {
     "compressed": (rewritten(WHOLE, compression=zipfile.ZIP_DEFLATED), "is compressed or encrypted"),
     "a bomb": (rewritten(_added("archive/data/900", bytes(1 << 22)), compression=zipfile.ZIP_DEFLATED), "compressed"),
     "a large pickle": (pickled("x" * MAX_PICKLE_BYTES), f"more than the {MAX_PICKLE_BYTES}"),
-    "a large version": (_added("archive/.format_version", b"1" * 10), "twice"),
+    "a note twice": (_added("archive/.format_version", b"1" * 10), "twice"),
     "a member twice": (_added("archive/data/0", b""), "twice"),
     "overlapping members": (_overlapping(), "more than the file has"),
     "code": (_added("archive/code/__torch__.py", b""), "which is no part of a state dict"),

@@ -73,7 +73,8 @@ def _of(error: EngineError) -> dict[str, str]:
 
 
 def _end_with(parent: int) -> None:
-    """The parent can kill this process, but not when it is killed itself."""
+    """The parent can kill this process, but not when it is killed itself: from now on the kernel does. One that went
+    while PyTorch was being imported is noticed here."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
