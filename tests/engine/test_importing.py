@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import OrderedDict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -119,10 +123,13 @@ WRONG: dict[str, tuple[bytes, str]] = {
     ),
     "a wrong type": (torch_file(state_dict(fc2__bias=torch.zeros(10, dtype=torch.complex64))), "torch.complex64"),
     "a wrapper": (torch_file({f"module.{name}": tensor for name, tensor in state_dict().items()}), "'module.'"),
-    "a nested dict": (torch_file({"epoch": 3, "model": state_dict()}), "'epoch' in the file is a int and no tensor"),
+    "a nested dict": (
+        torch_file({"epoch": 3, "model": state_dict()}),
+        "'epoch' in the file is of type int and no tensor",
+    ),
     "no dict": (torch_file([1, 2]), "the file holds a list: expected a state dict alone"),
-    "nothing": (torch_file({}), "the file holds a dict"),
-    "numbers for names": (torch_file({1: torch.zeros(1)}), "has a int for a name"),
+    "nothing": (torch_file({}), "no state dict of the cnn architecture: missing ["),
+    "numbers for names": (torch_file({1: torch.zeros(1)}), "has a name of type int"),
     "a whole module": (torch_file(nn.Linear(1, 1)), "the file wants torch.nn.modules.linear.Linear"),
     "a foreign global": (torch_file({"a": _Wants(os.system, "touch exploded")}), "the file wants posix.system"),
     "no pickle": (with_pickle(b"nonsense"), "PyTorch cannot read it"),
@@ -169,6 +176,24 @@ def test_what_the_converter_refuses_reaches_whoever_asked(tmp_path: Path, conten
 
     assert said in str(caught.value)
     assert not list((tmp_path / "out").glob("manifest.json"))
+
+
+SAMPLE = torch_file(state_dict())
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_damage_brings_the_refusal_and_nothing_else(data: st.DataObject) -> None:
+    """Most of the file's first bytes are its pickle, and its last ones the zip's directory."""
+    content = bytearray(SAMPLE)
+    places = st.integers(0, 3_000) | st.integers(len(content) - 3_000, len(content) - 1)
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(places)] = data.draw(st.integers(0, 255))
+    cut = bytes(content[: data.draw(st.just(len(content)) | st.integers(0, len(content)))])
+
+    with TemporaryDirectory() as folder, contextlib.suppress(InvalidCheckpoint):
+        assert read_state(written(Path(folder), cut)).keys() == state_dict().keys()
 
 
 def test_a_file_that_takes_too_much_time_is_ended_by_the_processors_limit(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def read_state(upload: Path) -> dict[str, Tensor]:
     """The state dict in the file. Raises `InvalidCheckpoint`."""
     refuse_odd_archive(upload)
     state = _loaded(upload)
-    if not isinstance(state, dict) or not state:
+    if not isinstance(state, dict):
         raise InvalidCheckpoint(f"the file holds a {type(state).__name__}: {_EXPECTED}")
     for name, value in state.items():
         _refuse_no_tensor(name, value)
@@ -130,9 +130,11 @@ def _loaded(upload: Path) -> Any:
 
 def _refuse_no_tensor(name: object, value: object) -> None:
     if not isinstance(name, str):
-        raise InvalidCheckpoint(f"the file's dict has a {type(name).__name__} for a name: {_EXPECTED}")
+        raise InvalidCheckpoint(f"the file's dict has a name of type {type(name).__name__}: {_EXPECTED}")
     if type(value) not in (Tensor, nn.Parameter):
-        raise InvalidCheckpoint(f"{name[:64]!r} in the file is a {type(value).__name__} and no tensor: {_EXPECTED}")
+        raise InvalidCheckpoint(
+            f"{name[:64]!r} in the file is of type {type(value).__name__} and no tensor: {_EXPECTED}"
+        )
     assert isinstance(value, Tensor)
     if value.layout is not torch.strided or value.device.type != "cpu":
         raise InvalidCheckpoint(f"{name[:64]!r} is a {value.layout} tensor on {value.device}: expected a dense one")
