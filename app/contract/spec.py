@@ -37,11 +37,17 @@ JOB_ID_PATTERN = r"^job_[0-9a-f]{32}$"
 
 JobId = Annotated[str, StringConstraints(pattern=JOB_ID_PATTERN)]
 # Printable and single-line: these end up in logs, headers and terminals.
-DisplayName = Annotated[
-    str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$")
-]
-LabelKey = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?$")]
-LabelValue = Annotated[str, StringConstraints(max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
+_PRINTABLE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
+_LABEL_KEY = r"[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?"
+
+DisplayName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=f"^{_PRINTABLE}+$")]
+LabelKey = Annotated[str, StringConstraints(pattern=f"^{_LABEL_KEY}$")]
+LabelValue = Annotated[str, StringConstraints(max_length=128, pattern=f"^{_PRINTABLE}*$")]
+Label = Annotated[str, StringConstraints(pattern=f"^{_LABEL_KEY}:{_PRINTABLE}{{0,128}}$")]
+"""Both as one text, for where there is no JSON."""
+
+MAX_LABELS = 16
+
 Channels = Annotated[int, Field(ge=1, le=512)]
 
 
@@ -139,7 +145,7 @@ class JobSpec(Closed):
     """What every kind of job has."""
 
     display_name: DisplayName | None = None
-    labels: dict[LabelKey, LabelValue] = Field({}, max_length=16)
+    labels: dict[LabelKey, LabelValue] = Field({}, max_length=MAX_LABELS)
     limits: Limits = Limits()
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from app.contract.network import PARAMETER_NAMES
 from app.contract.pruning import ThresholdPruning
-from app.contract.spec import SPEC, CompareSpec, HistogramSpec, Limits, PruneSpec, TrainSpec, parse_spec
+from app.contract.spec import SPEC, CompareSpec, HistogramSpec, Limits, PruneSpec, TrainSpec, parse_spec, parse_stored
 from app.contract.training import L1Penalty
 from tests.specs import Document
 
@@ -238,3 +238,21 @@ def test_the_schema_tells_the_bounds_to_clients() -> None:
     assert (training["epochs"]["minimum"], training["epochs"]["maximum"]) == (1, 1000)
     assert definitions["TrainSpec"]["additionalProperties"] is False
     assert definitions["CompareSpec"]["properties"]["jobs"]["uniqueItems"] is True
+
+
+IMPORT: Document = {"kind": "import", "format": "torch", "size": 1, "sha256": "0" * 64}
+
+
+def test_an_import_is_stored_and_not_submitted() -> None:
+    spec = parse_stored(IMPORT)
+
+    assert parse_stored(spec.model_dump(mode="json")) == spec
+    assert spec.limits.max_runtime_seconds < parse_spec(TRAIN).limits.max_runtime_seconds
+    with pytest.raises(ValidationError, match="union_tag_invalid"):
+        parse_spec(IMPORT)
+
+
+@pytest.mark.parametrize("change", [{"format": "onnx"}, {"size": 0}, {"sha256": "0" * 63}, {"sha256": "G" * 64}])
+def test_an_import_is_of_a_file_that_was_there(change: Document) -> None:
+    with pytest.raises(ValidationError):
+        parse_stored({**IMPORT, **change})

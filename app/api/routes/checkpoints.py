@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
-from pydantic import StringConstraints
 from starlette.concurrency import run_in_threadpool
 
 from app.api import resources
@@ -13,7 +12,7 @@ from app.api.deps import Parts, PartsDep, UploaderDep
 from app.api.openapi import CHECKPOINT_BODY, problems
 from app.api.schemas import Job
 from app.contract.explain import FieldError
-from app.contract.spec import DisplayName
+from app.contract.spec import MAX_LABELS, DisplayName, Label
 from app.core.errors import InvalidParameter, UnsupportedMediaType
 from app.services import checkpoints
 from app.services.checkpoints import Upload
@@ -22,11 +21,6 @@ PATH = "/v1/checkpoints"
 MEDIA_TYPE = "application/octet-stream"
 
 router = APIRouter(tags=["checkpoints"])
-
-Label = Annotated[
-    str,
-    StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?:[^\x00-\x1f\x7f-\x9f\u2028\u2029]{0,128}$"),
-]
 
 
 @router.post(
@@ -43,7 +37,7 @@ async def upload_checkpoint(
     background: BackgroundTasks,
     response: Response,
     display_name: DisplayName | None = None,
-    label: Annotated[list[Label], Query(max_length=16, description="key:value; repeatable.")] = [],  # noqa: B006
+    label: Annotated[list[Label], Query(max_length=MAX_LABELS, description="key:value; repeatable.")] = [],  # noqa: B006
 ) -> Job:
     """Upload a state dict of the cnn architecture, as safetensors or as torch.save writes it. What comes of it is a job
     of kind `import`; once that has succeeded, its `model.safetensors` can be another job's `source` or `initial`."""
