@@ -16,7 +16,7 @@ JOBS ?= 80
 FAULTS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test acceptance chaos lint types up clean
+.PHONY: help setup demo test acceptance chaos frontier recount lint types up clean
 
 help: ## Show this list
 	@echo 'make TARGET, of which there are:'
@@ -36,6 +36,14 @@ acceptance: $(STAMP) ## Check what takes longer: experiment, demo, slow faults; 
 chaos: $(STAMP) ## Short jobs under random faults, and the verdict: [SEED=…] [JOBS=80] [FAULTS=100]
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --jobs $(JOBS) --faults $(FAULTS)
 
+frontier: $(STAMP) ## Prune MNIST networks as far as they go and write it down, for hours: DATA_DIR=folder; ARGS='--seeds 0'
+	@test -n "$$DATA_DIR" || { echo 'Say where MNIST/raw is: make frontier DATA_DIR=folder' >&2; exit 1; }
+	$(BIN)/python -m benchmarks.frontier "$$DATA_DIR" $(ARGS)
+
+recount: $(STAMP) ## Count and measure the networks of benchmarks/frontier.md again, with numpy alone: DATA_DIR=folder
+	@test -n "$$DATA_DIR" || { echo 'Say where MNIST/raw is: make recount DATA_DIR=folder' >&2; exit 1; }
+	@$(BIN)/python -m benchmarks.frontier.recount "$$DATA_DIR"
+
 lint: $(STAMP) ## Check style, formatting and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,7 +58,7 @@ up: $(STAMP) ## Run the service here until Ctrl-C; ARGS='--port 9000' go to `sec
 clean: ## Remove .venv, caches and demo-output; .secateur, which holds your jobs, stays
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	rm -rf build dist *.egg-info demo-output
-	find app worker migrations tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find app worker migrations tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Last of all the stamp: a set-up that was cut short starts over.
 $(STAMP): pyproject.toml constraints.txt

@@ -8,6 +8,7 @@ from app.contract.checkpoint import TensorFacts, tensors_of
 from app.contract.network import PARAMETER_NAMES
 from app.contract.pruning import place_of
 from app.contract.spec import ModelSpec
+from worker.engine.device import place
 from worker.engine.model import Cnn, fresh
 
 SOURCE = ModelSpec()
@@ -31,6 +32,29 @@ def test_it_computes_what_the_plain_sequence_computes(widths: tuple[int, int, in
     images = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(1))
 
     assert torch.equal(ours(images), plain(images))
+
+
+@pytest.mark.parametrize("widths", [(16, 16, 32, 300), (3, 5, 7, 11)])
+def test_a_training_step_moves_it_as_it_moves_the_plain_sequence(widths: tuple[int, int, int, int]) -> None:
+    first, second, third, hidden = widths
+    ours, plain = Cnn((first, second, third), hidden), _written_down(*widths)
+    plain.load_state_dict(dict(zip(plain.state_dict(), ours.state_dict().values(), strict=True)))
+    images = torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+
+    for network in (ours, plain):
+        nn.functional.cross_entropy(network(images), torch.arange(8)).backward()  # type: ignore[no-untyped-call]
+
+    pairs = zip(ours.named_parameters(), plain.parameters(), strict=True)
+    assert [name for (name, one), other in pairs if not torch.equal(one.grad, other.grad)] == []  # type: ignore[arg-type]
+
+
+def test_on_a_cpu_it_lies_channels_last() -> None:
+    network = fresh(SOURCE, seed=0)
+    place(network, torch.device("cpu"))
+
+    features = network.layer1(torch.zeros(2, 1, 28, 28))
+    assert features.is_contiguous(memory_format=torch.channels_last)
+    assert network.get_parameter("layer2.0.weight").is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_sources_network_has_its_size_and_its_keys() -> None:

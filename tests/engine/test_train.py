@@ -29,7 +29,7 @@ from worker.engine.plan import Course
 from worker.engine.progress import Progress
 from worker.engine.pruning import Mask
 from worker.engine.resume import TrainingState
-from worker.engine.seeding import generator, seeded
+from worker.engine.seeding import generator, reproducible, seeded
 from worker.engine.train import Examples, train
 
 DIGITS = DatasetStore(None).load(DatasetName.DIGITS)
@@ -375,6 +375,21 @@ def test_seeding_leaves_no_trace() -> None:
     with seeded(99):
         torch.rand(5)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_reproducible_arithmetic_leaves_the_settings_as_they_were() -> None:
+    def settings() -> tuple[object, ...]:
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_num_threads(),
+            torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        )
+
+    before = settings()
+    with reproducible(torch.device("cpu")):
+        torch.set_num_threads(1)
+        assert settings() == (True, 1, False)
+    assert settings() == before
 
 
 def test_streams_of_one_seed_are_independent() -> None:
