@@ -87,8 +87,8 @@ class Row(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        few = abs(self.wrong - self.receipt["wrong"]) <= NEAR_TIES
-        return few and self.nonzero == self.receipt["packed_nonzero"] and self.bytes == self.receipt["packed_bytes"]
+        counts = (self.receipt["packed_nonzero"], self.receipt["packed_bytes"])
+        return (self.nonzero, self.bytes) == counts and abs(self.wrong - int(self.receipt["wrong"])) <= NEAR_TIES
 
     def __str__(self) -> str:
         receipt = self.receipt
