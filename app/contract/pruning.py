@@ -27,8 +27,9 @@ class OneShot(Closed):
 
 
 class Iterative(Closed):
-    """Rounds of pruning and fine-tuning (Han et al. 2015). After round i of R, (1 − sparsity)^(i/R) is left;
-    `threshold` and `std` do the same in every round.
+    """Rounds of pruning and fine-tuning (Han et al. 2015). Each of the R rounds leaves the same share of what the one
+    before it left: after round i, (1 − sparsity)^(i/R) of a dense network. `threshold` and `std` do the same in every
+    round.
 
     With `rewind_epoch`, what each round leaves goes back to its value after that epoch of the training, 0 for the
     initial weights, before it is fine-tuned (Frankle & Carbin 2019; Frankle et al. 2020).
@@ -40,8 +41,8 @@ class Iterative(Closed):
 
 
 class Gradual(Closed):
-    """Within a training, every few steps a little more: sparsity·(1 − (1 − τ)³), where τ goes from 0 to 1 between
-    the two epochs (Zhu & Gupta 2017)."""
+    """Within a training, every few steps a little more: from s₀, what is pruned already, to the sparsity s by
+    s − (s − s₀)·(1 − τ)³, where τ goes from 0 to 1 between the two epochs (Zhu & Gupta 2017)."""
 
     name: Literal["gradual"]
     begin_epoch: Annotated[int, Field(ge=0, le=1000, description="Whole epochs before the first pruning.")] = 0

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
+import torch
 
 from app.contract.network import parameter_shapes
+from app.contract.pruning import MagnitudePruning
 from app.contract.spec import PruneSpec, TrainSpec, parse_spec
 from tests.specs import prune_spec, train_spec
-from worker.engine.plan import Course, Cut, plan
+from worker.engine.plan import Course, Cut, of_time, plan
+from worker.engine.pruning import Mask
 
 SHAPES = parameter_shapes((4, 4, 8), 16)
 JOB = "job_" + "a" * 32
@@ -122,3 +126,39 @@ def test_only_the_training_has_the_penalty() -> None:
     told = {stage.name: stage.regularization for stage in plan(spec, SHAPES) if isinstance(stage, Course)}
 
     assert told == {"training": spec.regularization, "fine_tuning": None}
+
+
+def _sparse(share: float) -> Mask:
+    """Of the first entries of each tensor, so many are gone."""
+    return Mask(
+        {
+            name: (torch.arange(math.prod(shape)) >= round(share * math.prod(shape))).view(shape)
+            for name, shape in SHAPES.items()
+        }
+    )
+
+
+def test_schedules_go_on_from_what_the_source_has_lost_already() -> None:
+    mask = _sparse(0.5)
+    lost = 1 - sum(mask.kept.values()) / sum(math.prod(shape) for shape in SHAPES.values())
+    spec = parse_spec(prune_spec(JOB, pruning={**MAGNITUDE, "schedule": {**ROUNDS, "rounds": 2}}, fine_tuning=TUNING))
+    assert isinstance(spec, PruneSpec)
+    first = plan(spec, SHAPES, mask)[0]
+    assert isinstance(first, Cut)
+    assert first.sparsity == pytest.approx(1 - math.sqrt((1 - lost) * 0.125))
+
+    schedule = {"name": "gradual", "end_epoch": 1}
+    spec = parse_spec(prune_spec(JOB, pruning={**MAGNITUDE, "schedule": schedule}, fine_tuning=TUNING))
+    assert isinstance(spec, PruneSpec)
+    (course,) = plan(spec, SHAPES, mask)
+    assert isinstance(course, Course)
+    assert isinstance(spec.pruning, MagnitudePruning)
+    reached = [of_time(spec.pruning, SHAPES, course.begun, time) for time in (0, 0.5, 1)]
+    assert reached == pytest.approx([lost, 0.875 - (0.875 - lost) / 8, 0.875])
+
+
+def test_a_source_that_has_lost_more_than_is_asked_for_loses_nothing_in_any_round() -> None:
+    spec = parse_spec(prune_spec(JOB, pruning={**MAGNITUDE, "schedule": ROUNDS}, fine_tuning=TUNING))
+    assert isinstance(spec, PruneSpec)
+    cuts = [stage for stage in plan(spec, SHAPES, _sparse(0.95)) if isinstance(stage, Cut)]
+    assert [cut.sparsity for cut in cuts] == [0.875, 0.875, None]

@@ -142,7 +142,7 @@ def _carry_out(
 ) -> NetworkResult:
     """Train, prune and measure as the spec wants, then publish."""
     assert spec.dataset is not None
-    stages = plan(spec, parameter_shapes(model.channels, model.hidden))
+    stages = plan(spec, parameter_shapes(model.channels, model.hidden), mask)
     copied = dataset.train_images.numel() if spec.dataset.validation_images else 0
     refuse_what_does_not_fit(model, stages, stage.device, stage.out, copied)
     resumed = stage.recovery.latest(dataset.sha256)

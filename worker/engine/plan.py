@@ -11,6 +11,7 @@ from app.contract.pruning import Amount, ChannelPruning, Gradual, Iterative, One
 from app.contract.spec import PruneSpec, TrainSpec
 from app.contract.status import Phase
 from app.contract.training import FineTuningSpec, Regularization
+from worker.engine.pruning import Mask
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -25,6 +26,8 @@ class Course:
     round: int | None = None
     gradual: Scored | None = None
     """A pruning that happens within this course, by its gradual schedule."""
+    begun: float = 0.0
+    """Share of what that pruning may touch that an earlier job has pruned."""
     keep_epoch: int | None = None
     """The weights after this epoch are kept for rewinding; 0 before the first."""
 
@@ -60,10 +63,11 @@ class Cut:
 Stage: TypeAlias = Course | Cut
 
 
-def plan(spec: TrainSpec | PruneSpec, shapes: Shapes) -> tuple[Stage, ...]:
-    """What a run of `spec` does to a network of these shapes, in order."""
+def plan(spec: TrainSpec | PruneSpec, shapes: Shapes, mask: Mask | None = None) -> tuple[Stage, ...]:
+    """What a run of `spec` does to a network of these shapes, in order. `mask` is what an earlier job has left of it:
+    schedules go on from there."""
     if isinstance(spec, PruneSpec):
-        return _pruned(spec.pruning, spec.fine_tuning, shapes)
+        return _pruned(spec.pruning, spec.fine_tuning, shapes, _begun(spec.pruning, mask))
     pruning = spec.pruning
     schedule = pruning.schedule if pruning is not None else None
     training = Course(
@@ -78,21 +82,21 @@ def plan(spec: TrainSpec | PruneSpec, shapes: Shapes) -> tuple[Stage, ...]:
         return (Cut(pruning), training)
     if isinstance(schedule, Gradual):
         return (training, *_tuned(spec.fine_tuning))
-    return (training, *_pruned(pruning, spec.fine_tuning, shapes))
+    return (training, *_pruned(pruning, spec.fine_tuning, shapes, begun=0.0))
 
 
-def _pruned(pruning: Pruning, tuning: FineTuningSpec | None, shapes: Shapes) -> tuple[Stage, ...]:
+def _pruned(pruning: Pruning, tuning: FineTuningSpec | None, shapes: Shapes, begun: float) -> tuple[Stage, ...]:
     schedule = pruning.schedule
     if isinstance(schedule, Gradual):
         assert tuning is not None  # the spec refuses it
-        return (Course(tuning, name="fine_tuning", gradual=_gradual(pruning)),)
+        return (Course(tuning, name="fine_tuning", gradual=_gradual(pruning), begun=begun),)
     if isinstance(schedule, OneShot):
         return (Cut(pruning), *_tuned(tuning))
     assert tuning is not None
     stages: list[Stage] = []
     for number in range(1, schedule.rounds + 1):
         last = number == schedule.rounds
-        sparsity = None if last else _of_round(pruning, shapes, number / schedule.rounds)
+        sparsity = None if last else _of_round(pruning, shapes, begun, number / schedule.rounds)
         stages.append(Cut(pruning, sparsity, rewind=schedule.rewind_epoch is not None, last=last))
         stages.append(Course(tuning, name="fine_tuning", round=number))
     return tuple(stages)
@@ -106,12 +110,28 @@ def _tuned(tuning: FineTuningSpec | None) -> tuple[Stage, ...]:
     return () if tuning is None else (Course(tuning, name="fine_tuning"),)
 
 
-def _of_round(pruning: Pruning, shapes: Shapes, share: float) -> float | None:
+def _begun(pruning: Pruning, mask: Mask | None) -> float:
+    """Share of what the pruning may touch that the mask drops. Of channels, whose amounts are of units, 0."""
+    if mask is None or not isinstance(pruning, Amount):
+        return 0.0
+    entries = [keep for name, keep in mask.items() if eligible(pruning, name)]
+    return sum(int((~keep).sum()) for keep in entries) / sum(keep.numel() for keep in entries)
+
+
+def _of_round(pruning: Pruning, shapes: Shapes, begun: float, share: float) -> float | None:
     """Each round leaves the same share of what the one before it left. None for methods without an amount."""
     if not isinstance(pruning, Amount | ChannelPruning):
         return None
-    left: float = (1 - final_sparsity(pruning, shapes)) ** share
+    final = final_sparsity(pruning, shapes)
+    if final <= begun:
+        return final
+    left: float = (1 - begun) * ((1 - final) / (1 - begun)) ** share
     return 1 - left
+
+
+def of_time(pruning: Scored, shapes: Shapes, begun: float, share: float) -> float:
+    """The sparsity that gradual pruning has reached after this share of its time (Zhu & Gupta 2017, equation 1)."""
+    return begun + (final_sparsity(pruning, shapes) - begun) * (1 - (1 - share) ** 3)
 
 
 def final_sparsity(pruning: Scored | ChannelPruning, shapes: Shapes) -> float:

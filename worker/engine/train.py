@@ -17,7 +17,7 @@ from worker.engine.errors import InvalidCheckpoint, NonFiniteLoss
 from worker.engine.evaluate import evaluate
 from worker.engine.observer import Observer, Quiet
 from worker.engine.optimize import learning_rate, optimizer
-from worker.engine.plan import Course, final_sparsity
+from worker.engine.plan import Course, of_time
 from worker.engine.progress import Progress, state_of
 from worker.engine.pruning import Mask, prune
 from worker.engine.pruning.gradients import gradients_for
@@ -152,7 +152,7 @@ class _Training:
         if not begin < done <= end or ((done - begin) % schedule.every_steps and done != end):
             return False
         share = float(Fraction(done - begin, end - begin))
-        sparsity = None if done == end else final_sparsity(pruning, self._shapes) * (1 - (1 - share) ** 3)
+        sparsity = None if done == end else of_time(pruning, self._shapes, self._course.begun, share)
         # A course with a gradual pruning begins without a mask, or with that of an earlier job.
         mask = (self._progress.mask or Mask.full(self._parameters)).to(self._device)
         state = {name: tensor.detach() for name, tensor in self.network.state_dict().items()}
