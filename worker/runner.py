@@ -17,9 +17,10 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.contract.artifacts import ARTIFACTS
 from app.contract.failure import Failure, FailureCode
+from app.contract.reference import CheckpointRef
 from app.contract.report import EpochMetrics
 from app.contract.result import CompareResult, ImportResult, NetworkResult
-from app.contract.spec import CheckpointRef, CompareSpec, ImportSpec, PruneSpec, StoredSpec, TrainSpec, parse_stored
+from app.contract.spec import CompareSpec, ImportSpec, PruneSpec, StoredSpec, TrainSpec, parse_stored
 from app.contract.status import Phase, Status
 from app.db import attempts, jobs
 from app.db.attempts import Checkpoint, Claim, NewArtifact

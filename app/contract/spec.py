@@ -23,6 +23,7 @@ from app.contract.pruning import (
     TensorName,
     misfit,
 )
+from app.contract.reference import CheckpointRef, JobId
 from app.contract.training import FineTuningSpec, Regularization, TrainingSpec
 
 SPEC_VERSION = 1
@@ -33,9 +34,6 @@ MAX_MACS = 10**16
 MAX_EPOCHS = 5_000
 """Of all courses of training. Each has a line in the metrics, and each checkpoint has them all."""
 
-JOB_ID_PATTERN = r"^job_[0-9a-f]{32}$"
-
-JobId = Annotated[str, StringConstraints(pattern=JOB_ID_PATTERN)]
 # Printable and single-line: these end up in logs, headers and terminals.
 _PRINTABLE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
 _LABEL_KEY = r"[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?"
@@ -93,13 +91,6 @@ class ModelSpec(Closed):
     @property
     def macs(self) -> int:
         return macs_per_image(self.channels, self.hidden)
-
-
-class CheckpointRef(Closed):
-    """A checkpoint that an earlier job published."""
-
-    job_id: JobId
-    artifact: Literal["model.safetensors", "dense.safetensors"] = "model.safetensors"
 
 
 class HistogramSpec(Closed):

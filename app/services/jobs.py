@@ -14,11 +14,10 @@ from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
 from app.contract.explain import MALFORMED, MOST_ERRORS, FieldError, explain
+from app.contract.reference import JOB_ID_PATTERN, CheckpointRef
 from app.contract.spec import (
-    JOB_ID_PATTERN,
     SPEC,
     SPEC_VERSION,
-    CheckpointRef,
     CompareSpec,
     DatasetSpec,
     ImportSpec,

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from app.contract.datasets import DatasetName
 from app.contract.network import parameter_shapes
+from app.contract.reference import CheckpointRef
 from app.contract.report import Receipt, Report, Resume, Sensitivity
 from app.contract.result import CompareResult, ImportResult, NetworkResult
 from app.contract.spec import (
-    CheckpointRef,
     CompareSpec,
     ImportSpec,
     ModelSpec,
