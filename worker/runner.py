@@ -17,10 +17,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.contract.artifacts import ARTIFACTS
 from app.contract.failure import Failure, FailureCode
-from app.contract.reference import CheckpointRef
 from app.contract.report import EpochMetrics
 from app.contract.result import CompareResult, ImportResult, NetworkResult
-from app.contract.spec import CompareSpec, ImportSpec, PruneSpec, StoredSpec, TrainSpec, parse_stored
+from app.contract.spec import CompareSpec, ImportSpec, PruneSpec, StoredSpec, TrainSpec, checkpoints, parse_stored
 from app.contract.status import Phase, Status
 from app.db import attempts, jobs
 from app.db.attempts import Checkpoint, Claim, NewArtifact
@@ -177,9 +176,9 @@ class _Attempt:
         """The folders of the jobs that the spec names, their files checked. Raises InvalidInput."""
         needs = _needs(spec)
         records = self._persistently(
-            lambda session: {job_id: _records(session, self._claim.tenant, job_id) for job_id, _ in needs}
+            lambda session: {job_id: _records(session, self._claim.tenant, job_id) for job_id in needs}
         )
-        return {job_id: _input(self._runtime.store, job_id, names, records[job_id]) for job_id, names in needs}
+        return {job_id: _input(self._runtime.store, job_id, names, records[job_id]) for job_id, names in needs.items()}
 
     def _fail(self, code: FailureCode, message: str) -> str:
         failure = Failure.of(
@@ -230,14 +229,14 @@ class _Attempt:
                 time.sleep(self._runtime.heartbeat_seconds)
 
 
-def _needs(spec: StoredSpec) -> Sequence[tuple[str, Sequence[str]]]:
+def _needs(spec: StoredSpec) -> Mapping[str, Sequence[str]]:
     """Which files of which jobs the engine is going to read."""
     if isinstance(spec, CompareSpec):
-        return [(job_id, COMPARED_FILES) for job_id in spec.jobs]
-    if isinstance(spec, ImportSpec):
-        return []
-    ref: CheckpointRef | None = spec.source if isinstance(spec, PruneSpec) else spec.initial
-    return [(ref.job_id, [ref.artifact])] if ref else []
+        return dict.fromkeys(spec.jobs, COMPARED_FILES)
+    needs: dict[str, list[str]] = {}
+    for ref in () if isinstance(spec, ImportSpec) else checkpoints(spec):
+        needs.setdefault(ref.job_id, []).append(ref.artifact)
+    return needs
 
 
 def _records(session: Session, tenant: str, job_id: str) -> Mapping[str, ArtifactRow]:

@@ -219,7 +219,9 @@ class EpochMetrics(_Document):
     """One line of `metrics.jsonl`: means over the epoch's training images."""
 
     epoch: int = Field(ge=1)
-    loss: float = Field(description="Mean cross-entropy, with label smoothing if any, without the penalty.")
+    loss: float = Field(
+        description="Mean cross-entropy, with label smoothing and distillation if any, without the penalty."
+    )
     penalty: float = Field(description="Mean of the penalty term that was added to the loss; 0 without one.")
     accuracy: float = Field(description="On the training images, as they were met during the epoch.")
     seconds: float

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field, StringConstraints, TypeAdapter, model_validator
 from pydantic_core import PydanticCustomError
@@ -244,29 +245,79 @@ def _misfit(pointer: str, reason: str) -> PydanticCustomError:
     return refusal(pointer, "misfit", reason)
 
 
-def refuse_misfit(spec: TrainSpec | PruneSpec, model: ModelSpec) -> None:
-    """What a spec asks of a network of these widths, its data set being known. Raises PydanticCustomError with a
-    `pointer` in its context."""
+class Taught(NamedTuple):
+    """A course of training that has a teacher."""
+
+    pointer: str
+    """Of the field that names the teacher."""
+    teacher: CheckpointRef
+    epochs: int
+    """Of all its rounds."""
+
+
+def taught(spec: TrainSpec | PruneSpec) -> tuple[Taught, ...]:
+    courses: list[tuple[str, FineTuningSpec | None, int]] = [("fine_tuning", spec.fine_tuning, _tuning_epochs(spec))]
+    if isinstance(spec, TrainSpec):
+        courses.insert(0, ("training", spec.training, spec.training.epochs))
+    return tuple(
+        Taught(f"/{name}/distillation/teacher", course.distillation.teacher, epochs)
+        for name, course, epochs in courses
+        if course is not None and course.distillation is not None
+    )
+
+
+def checkpoints(spec: TrainSpec | PruneSpec) -> tuple[CheckpointRef, ...]:
+    """All that a run begins with or learns from, each once."""
+    begun = spec.initial if isinstance(spec, TrainSpec) else spec.source
+    named = [each.teacher for each in taught(spec)]
+    return tuple(dict.fromkeys(named if begun is None else [begun, *named]))
+
+
+Teachers: TypeAlias = Mapping[CheckpointRef, ModelSpec]
+"""The widths of each."""
+UNTAUGHT: Teachers = MappingProxyType({})
+
+
+def refuse_misfit(spec: TrainSpec | PruneSpec, model: ModelSpec, teachers: Teachers = UNTAUGHT) -> None:
+    """What a spec asks of a network of these widths, its data set being known, and of its teachers, as far as they are
+    known. Raises PydanticCustomError with a `pointer` in its context."""
     if spec.pruning is not None and (reason := misfit(spec.pruning, parameter_shapes(model.channels, model.hidden))):
         raise _misfit("/pruning", reason)
-    if (macs := all_macs(spec, model)) > MAX_MACS:
-        raise refusal(
-            "",
-            "too_much_work",
-            f"the job asks for {macs:.2e} multiply-accumulates, more than the {MAX_MACS:.0e} that one may use: take "
-            "fewer epochs, smaller widths, or fewer images for scores and points for sensitivity",
-        )
+    _refuse_too_much_work(
+        "",
+        all_macs(spec, model),
+        "take fewer epochs, smaller widths, or fewer images for scores and points for sensitivity",
+    )
+    if teachers:
+        dearest = max(taught(spec), key=lambda each: _teaching_macs(spec, each, teachers))
+        hint = "take fewer epochs or a smaller teacher"
+        _refuse_too_much_work(dearest.pointer, all_macs(spec, model, teachers), hint)
 
 
-def all_macs(spec: TrainSpec | PruneSpec, model: ModelSpec) -> int:
-    """Multiply-accumulates of all training, validation, scores and sensitivity, on a network of these widths.
+def _refuse_too_much_work(pointer: str, macs: int, hint: str) -> None:
+    if macs > MAX_MACS:
+        said = f"the job asks for {macs:.2e} multiply-accumulates, more than the {MAX_MACS:.0e} that one may use"
+        raise refusal(pointer, "too_much_work", f"{said}: {hint}")
+
+
+def all_macs(spec: TrainSpec | PruneSpec, model: ModelSpec, teachers: Teachers = UNTAUGHT) -> int:
+    """Multiply-accumulates of all training, validation, scores and sensitivity, on a network of these widths, and of
+    those teachers that are known.
 
     A backward pass costs about twice a forward pass.
     """
     dataset = spec.dataset
     assert dataset is not None  # resolved
     trained, validated = spec.epochs * dataset.training_images, spec.epochs * dataset.validation_images
-    return model.macs * (3 * trained + validated + 3 * _scored_images(spec, dataset) + _measured_images(spec, dataset))
+    images = 3 * trained + validated + 3 * _scored_images(spec, dataset) + _measured_images(spec, dataset)
+    return model.macs * images + sum(_teaching_macs(spec, each, teachers) for each in taught(spec))
+
+
+def _teaching_macs(spec: TrainSpec | PruneSpec, course: Taught, teachers: Teachers) -> int:
+    """A teacher looks at every image that the course trains on, and is not trained itself."""
+    assert spec.dataset is not None
+    widths = teachers.get(course.teacher)
+    return 0 if widths is None else widths.macs * course.epochs * spec.dataset.training_images
 
 
 def _scored_images(spec: TrainSpec | PruneSpec, dataset: DatasetSpec) -> int:

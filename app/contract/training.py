@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, model_validator
 
 from app.contract.closed import Closed
+from app.contract.reference import CheckpointRef
 
 
 class Adam(Closed):
@@ -41,6 +42,22 @@ Optimizer: TypeAlias = Annotated[Adam | AdamW | Sgd, Field(discriminator="name")
 OPTIMIZERS: tuple[type[Closed], ...] = (Adam, AdamW, Sgd)
 
 
+class Distillation(Closed):
+    """Learn from the outputs of a network that is there already, the teacher, too (Hinton et al. 2015).
+
+    The loss is (1 − weight)·H(labels) + weight·T²·H(softmax(teacher's logits / T)), T the temperature, H(p) the
+    cross-entropy of p with softmax(logits), in the second term softmax(logits / T). `label_smoothing` is of the first
+    term alone. T² keeps the second term's gradients as large at any temperature. The teacher may have any widths; it
+    sees each batch as the network does, shifted, with BatchNorm by its running statistics.
+    """
+
+    teacher: CheckpointRef
+    temperature: Annotated[
+        float, Field(ge=1, le=100, description="The higher, the more the teacher's small probabilities count.")
+    ] = 3.0
+    weight: Annotated[float, Field(gt=0, le=1, description="Of the teacher; 1 leaves the labels out.")] = 0.8
+
+
 class FineTuningSpec(Closed):
     """One course of training. A mask, where there is one, holds throughout."""
 
@@ -58,6 +75,9 @@ class FineTuningSpec(Closed):
     label_smoothing: Annotated[
         float, Field(ge=0, lt=1, description="This share of the target is spread over all classes.")
     ] = 0.0
+    distillation: Annotated[
+        Distillation | None, Field(description="Learn from the outputs of an earlier job's network too.")
+    ] = None
     random_shift: Annotated[
         int,
         Field(ge=0, le=8, description="Each training image is moved by up to so many pixels, filled up with zeros."),

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from pydantic import JsonValue
 
-from app.contract.spec import TrainSpec
+from app.contract.spec import checkpoints
 from benchmarks.frontier.recipe import Chain, NetworkSpec, job_id, random_source
 from worker.engine import checkpoint, pipeline
 from worker.engine.data import DatasetStore
@@ -38,8 +38,7 @@ def folder(root: Path, spec: NetworkSpec) -> Path:
 
 
 def _run(spec: NetworkSpec, root: Path, datasets: DatasetStore) -> None:
-    source = spec.initial if isinstance(spec, TrainSpec) else spec.source
-    inputs = {} if source is None else {source.job_id: root / source.job_id}
+    inputs = {ref.job_id: root / ref.job_id for ref in checkpoints(spec)}
     out = folder(root, spec)
     if not out.is_dir():
         with _appearing(out) as scratch:

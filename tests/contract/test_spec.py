@@ -58,6 +58,7 @@ def test_a_train_spec_needs_nothing_but_its_data_set() -> None:
             "warmup_epochs": 0,
             "optimizer": {"name": "adam"},
             "label_smoothing": 0.0,
+            "distillation": None,
             "random_shift": 0,
             "select": "last",
             "seed": 0,

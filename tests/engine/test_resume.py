@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
 
 from app.contract.spec import parse_spec
-from tests.engine.conftest import Listener
+from tests.engine.conftest import JOBS, Listener, Run
 from tests.specs import Document, train_spec
 from worker.engine import pipeline
 from worker.engine.data import DatasetStore
@@ -20,6 +21,7 @@ from worker.engine.resume import Recovery, TrainingState, load
 
 SPEC = train_spec(training={"epochs": 3}, regularization={"penalty": "l1"})
 STEPS = 15  # of an epoch of digits
+NO_INPUTS: Mapping[str, Path] = MappingProxyType({})
 
 
 class Power(Exception):
@@ -52,12 +54,14 @@ def _interrupted(tmp_path: Path, *steps: int, recovery: Recovery | None = None) 
     return tuple(keeper.files)
 
 
-def _run(out: Path, listener: Listener, recovery: Recovery, spec: Document = SPEC) -> None:
+def _run(
+    out: Path, listener: Listener, recovery: Recovery, spec: Document = SPEC, inputs: Mapping[str, Path] = NO_INPUTS
+) -> None:
     out.mkdir(exist_ok=True)
     pipeline.run(
         parse_spec(spec),
         datasets=DatasetStore(None),
-        inputs={},
+        inputs=inputs,
         out=out,
         observer=listener,
         recovery=recovery,
@@ -159,6 +163,7 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(tmp_path: Path) -> None:
     assert Recovery(2, checkpoints).latest(load(checkpoints[0]).origin.dataset_sha256) is not None
 
 
+DISTILLATION: Document = {"teacher": {"job_id": JOBS["plain"]}}
 STAGED: dict[str, Document] = {
     "fine-tuned": {
         "pruning": {"method": "taylor", "sparsity": 0.8, "recalibrate_batchnorm": True},
@@ -184,6 +189,15 @@ STAGED: dict[str, Document] = {
         "pruning": {"method": "snip", "sparsity": 0.5, "schedule": {"name": "one-shot", "when": "before-training"}},
         "regularization": {"penalty": "l1-proximal"},
     },
+    "taught": {
+        "training": {"epochs": 2, "distillation": DISTILLATION, "random_shift": 1},
+        "pruning": {
+            "method": "magnitude",
+            "sparsity": 0.8,
+            "schedule": {"name": "gradual", "end_epoch": 1, "every_steps": 4},
+        },
+        "fine_tuning": {"epochs": 1, "distillation": {**DISTILLATION, "weight": 1}},
+    },
 }
 """Schedules with more than one stage, on two epochs of training."""
 STAGED_STEPS = 14  # of an epoch, since 100 images are for validation
@@ -191,20 +205,22 @@ STAGED_STEPS = 14  # of an epoch, since 100 images are for validation
 
 SLOW = pytest.mark.acceptance
 """Like the others, in the order of their stages alone."""
+QUICK = ["gradual", "taught"]
 
 
-@pytest.mark.parametrize("name", ["gradual", *(pytest.param(name, marks=SLOW) for name in STAGED if name != "gradual")])
-def test_a_run_of_several_stages_goes_on_from_each_of_its_checkpoints(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=SLOW) for name in STAGED if name not in QUICK)])
+def test_a_run_of_several_stages_goes_on_from_each_of_its_checkpoints(plain: Run, tmp_path: Path, name: str) -> None:
     dataset = {"name": "digits", "validation_images": 100}
-    spec = train_spec(dataset=dataset, training={"epochs": 2}, **STAGED[name])
+    spec = train_spec(**{"dataset": dataset, "training": {"epochs": 2}, **STAGED[name]})
+    inputs = {JOBS["plain"]: plain.folder}
     keeper = _EveryFew(tmp_path)
-    _run(tmp_path / "whole", keeper, Recovery(), spec)
+    _run(tmp_path / "whole", keeper, Recovery(), spec, inputs)
     metrics = _metrics(tmp_path / "whole")
     assert len(keeper.files) == len(metrics) * 2
 
     for number, checkpoint in enumerate(keeper.files):
         resumed = Listener()
-        _run(tmp_path / str(number), resumed, Recovery(2, (checkpoint,)), spec)
+        _run(tmp_path / str(number), resumed, Recovery(2, (checkpoint,)), spec, inputs)
         assert _files(tmp_path / str(number)) == _files(tmp_path / "whole"), number
         assert _metrics(tmp_path / str(number)) == metrics
         receipt = json.loads((tmp_path / str(number) / "manifest.json").read_text())["receipt"]

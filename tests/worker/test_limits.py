@@ -14,7 +14,7 @@ from tests.specs import Document, train_spec
 from tests.worker.conftest import Read, Submit
 from worker.engine.errors import OutOfMemory
 from worker.engine.plan import Course
-from worker.engine.resources import refuse_what_does_not_fit
+from worker.engine.resources import memory_needed, refuse_what_does_not_fit
 
 PROGRAM = "tests.worker.full_disk"
 
@@ -63,6 +63,17 @@ def _training(batch_size: int) -> tuple[Course]:
 def test_a_job_that_does_not_fit_into_memory_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(OutOfMemory, match=r"needs about [\d.]+ GB of memory and the worker has [\d.]+ GB free: take a"):
         refuse_what_does_not_fit(ModelSpec(), _training(100_000_000), torch.device("cpu"), tmp_path)
+
+
+def test_teachers_are_counted_with_their_weights_and_what_a_batch_becomes_in_them(tmp_path: Path) -> None:
+    stages, teacher = _training(100), ModelSpec(channels=(512, 512, 512), hidden=4096)
+    more = memory_needed(ModelSpec(), stages, [teacher]) - memory_needed(ModelSpec(), stages)
+    again = memory_needed(ModelSpec(), stages, [teacher, teacher]) - memory_needed(ModelSpec(), stages, [teacher])
+
+    assert again == 4 * teacher.parameters
+    assert more > again + 4 * 100 * 512 * 28 * 28
+    with pytest.raises(OutOfMemory, match="take a smaller batch_size, a smaller teacher or smaller widths"):
+        refuse_what_does_not_fit(ModelSpec(), stages, torch.device("cpu"), tmp_path, teachers=[teacher] * 10_000)
 
 
 def test_the_networks_that_people_train_fit(tmp_path: Path) -> None:

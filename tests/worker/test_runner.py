@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.db import jobs
 from app.db.models import ArtifactRow, EventRow
 from app.storage import is_intact
-from tests.specs import compare_spec, prune_spec, train_spec
+from tests.specs import Document, compare_spec, prune_spec, train_spec
 from tests.worker.conftest import Read, Submit
 from worker.runner import Runtime, run_job
 
@@ -174,17 +174,42 @@ def test_a_pruning_starts_from_the_checkpoint_of_its_source(
     assert "metrics.jsonl" not in {artifact.name for artifact in _artifacts(runtime, job_id)}
 
 
-@pytest.mark.parametrize("kind", ["prune", "compare"])
+def _taught(source: str) -> Document:
+    """The sparse network of a job learns from the dense one."""
+    teacher = {"job_id": source, "artifact": "dense.safetensors"}
+    tuning = {"epochs": 1, "distillation": {"teacher": teacher}}
+    spec = prune_spec(source, dataset={"name": "digits"}, fine_tuning=tuning)
+    return {**spec, "source": {"job_id": source}}
+
+
+def test_a_network_learns_from_another_one_of_the_same_job(
+    runtime: Runtime, submit: Submit, read: Read, source: str
+) -> None:
+    job_id = submit(_taught(source))
+
+    run_job(job_id, runtime)
+
+    assert read(job_id).status == "succeeded"
+    inputs = json.loads((runtime.store.folder(job_id, 1) / "manifest.json").read_text())["receipt"]["inputs"]
+    published = {f"{source}/{each.name}": each.sha256 for each in _artifacts(runtime, source)}
+    assert inputs == {name: published[name] for name in inputs}
+    assert inputs.keys() == {f"{source}/model.safetensors", f"{source}/dense.safetensors"}
+
+
+@pytest.mark.parametrize("kind", ["prune", "taught", "compare"])
 def test_a_damaged_file_of_a_source_is_refused(
     runtime: Runtime, submit: Submit, read: Read, source: str, kind: str
 ) -> None:
-    names = {"prune": "dense.safetensors", "compare": "report.json"}
+    names = {"prune": "dense.safetensors", "taught": "dense.safetensors", "compare": "report.json"}
     path = runtime.store.folder(source, 1) / names[kind]
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    other = "job_" + "1" * 32
-    spec = prune_spec(source, dataset={"name": "digits"}) if kind == "prune" else compare_spec(source, other)
+    specs = {
+        "prune": prune_spec(source, dataset={"name": "digits"}),
+        "taught": _taught(source),
+        "compare": compare_spec(source, "job_" + "1" * 32),
+    }
 
-    job_id = submit(spec)
+    job_id = submit(specs[kind])
     run_job(job_id, runtime)
 
     row = read(job_id)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from app.contract.reference import CheckpointRef
 from app.contract.status import Phase
 from worker.engine.data import Dataset
 from worker.engine.evaluate import evaluate
@@ -28,12 +29,18 @@ BEFORE, PRUNED, AFTER = "before_pruning", "after_pruning", "after_fine_tuning"
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A network on its device, and the data to train and measure it."""
+    """A network on its device, and what it is trained with and measured on."""
 
     network: Cnn
     dataset: Dataset
     validation_images: int
     device: torch.device
+    teachers: Mapping[CheckpointRef, nn.Module]
+    """On the device too, by what the courses call them."""
+
+    def teacher(self, course: Course) -> nn.Module | None:
+        distillation = course.settings.distillation
+        return None if distillation is None else self.teachers[distillation.teacher]
 
     def examples(self) -> Examples:
         """The training images, without those for validation."""
@@ -67,7 +74,7 @@ def execute(
         assert examples is not None
         observer.enter(stage.phase)
         of_this = resumed if resumed is not None and resumed.progress.stage == number else None
-        train(network, examples, stage, progress, observer, origin, of_this)
+        train(network, examples, stage, progress, observer, origin, of_this, candidate.teacher(stage))
         resumed = None
         if stage.gradual is not None:
             _end_gradual(stage, candidate, examples, progress, observer)

@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from app.contract.datasets import DatasetName
 from app.contract.network import parameter_shapes
@@ -24,6 +24,7 @@ from app.contract.spec import (
     SensitivitySpec,
     StoredSpec,
     TrainSpec,
+    taught,
 )
 from app.contract.status import Phase
 from app.contract.training import TrainingSpec
@@ -112,39 +113,43 @@ class _Stage:
 
 def _train(spec: TrainSpec, stage: _Stage) -> NetworkResult:
     dataset = _load_data(spec.dataset.name, stage)
-    network, read = fresh(spec.model, spec.training.seed), dict[str, str]()
-    if spec.initial is not None:
-        _, state, read = _read_checkpoint(spec.initial, stage.inputs, spec.model)
-        network.load_state_dict(state)
-    return _carry_out(spec, spec.model, network, read, dataset, stage)
+    if spec.initial is None:
+        begun = _Network(spec.model, fresh(spec.model, spec.training.seed), {})
+    else:
+        begun = _read_network(spec.initial, stage.inputs, spec.model)
+    return _carry_out(spec, begun, dataset, stage)
 
 
 def _prune(spec: PruneSpec, stage: _Stage) -> NetworkResult:
     if spec.dataset is None:
         raise ValueError("the prune spec is not resolved: its dataset is still to be taken from the source")
     dataset = _load_data(spec.dataset.name, stage)
-    model, state, read = _read_checkpoint(spec.source, stage.inputs, None)
-    network = Cnn(model.channels, model.hidden)
-    network.load_state_dict(state)
+    begun = _read_network(spec.source, stage.inputs)
     # What an earlier pruning left at zero stays there. The dense network of a job has lost nothing yet.
-    mask = Mask.of_nonzero(dict(network.named_parameters())) if spec.source.artifact == "model.safetensors" else None
-    return _carry_out(spec, model, network, read, dataset, stage, mask)
+    pruned = spec.source.artifact == "model.safetensors"
+    mask = Mask.of_nonzero(dict(begun.network.named_parameters())) if pruned else None
+    return _carry_out(spec, begun, dataset, stage, mask)
+
+
+class _Network(NamedTuple):
+    """What a run begins with, or learns from."""
+
+    model: ModelSpec
+    network: Cnn
+    read: Mapping[str, str]
+    """The sha256 of the file that it was read from, for the receipt; nothing of new weights."""
 
 
 def _carry_out(
-    spec: TrainSpec | PruneSpec,
-    model: ModelSpec,
-    network: Cnn,
-    read: Mapping[str, str],
-    dataset: Dataset,
-    stage: _Stage,
-    mask: Mask | None = None,
+    spec: TrainSpec | PruneSpec, begun: _Network, dataset: Dataset, stage: _Stage, mask: Mask | None = None
 ) -> NetworkResult:
     """Train, prune and measure as the spec wants, then publish."""
     assert spec.dataset is not None
+    model, teachers = begun.model, _teachers(spec, stage)
     stages = plan(spec, parameter_shapes(model.channels, model.hidden), mask)
     copied = dataset.train_images.numel() if spec.dataset.validation_images else 0
-    refuse_what_does_not_fit(model, stages, stage.device, stage.out, copied)
+    widths = [each.model for each in teachers.values()]
+    refuse_what_does_not_fit(model, stages, stage.device, stage.out, copied, widths)
     resumed = stage.recovery.latest(dataset.sha256)
     resumes = stage.recovery.resumes(resumed)
     if resumed is not None:
@@ -153,11 +158,24 @@ def _carry_out(
     origin = Origin(
         dataset.sha256, resumes, device.name_of(stage.device), torch.get_num_threads(), str(torch.__version__)
     )
-    device.place(network, stage.device)
-    candidate = Candidate(network, dataset, spec.dataset.validation_images, stage.device)
+    networks = (begun, *teachers.values())
+    for each in networks:
+        device.place(each.network, stage.device)
+    taught_by = {ref: each.network for ref, each in teachers.items()}
+    candidate = Candidate(begun.network, dataset, spec.dataset.validation_images, stage.device, taught_by)
     progress = resumed.progress if resumed is not None else Progress(mask=mask)
     execute(stages, candidate, progress, stage.observer, origin, resumed)
+    read = {name: sha256 for each in networks for name, sha256 in each.read.items()}
     return _publish(spec, model, candidate, progress, read, resumes, stage)
+
+
+def _teachers(spec: TrainSpec | PruneSpec, stage: _Stage) -> Mapping[CheckpointRef, _Network]:
+    """Of all courses; they look at images and are not trained."""
+    refs = dict.fromkeys(each.teacher for each in taught(spec))
+    teachers = {ref: _read_network(ref, stage.inputs) for ref in refs}
+    for each in teachers.values():
+        each.network.eval().requires_grad_(False)
+    return teachers
 
 
 def _publish(
@@ -247,15 +265,15 @@ def _load_data(name: DatasetName, stage: _Stage) -> Dataset:
     return stage.datasets.load(name)
 
 
-def _read_checkpoint(
-    ref: CheckpointRef, inputs: Inputs, model: ModelSpec | None
-) -> tuple[ModelSpec, dict[str, Tensor], dict[str, str]]:
-    """The checkpoint's widths and state, and its sha256 for the receipt."""
+def _read_network(ref: CheckpointRef, inputs: Inputs, model: ModelSpec | None = None) -> _Network:
+    """The network of a checkpoint, of the widths `model`; None takes the checkpoint's own."""
     path = inputs[ref.job_id] / ref.artifact
     if not path.is_file():
         raise InvalidCheckpoint(f"{ref.artifact} of {ref.job_id} is missing: run that job again")
     found, state = checkpoint.load(path, model)
-    return found, state, {f"{ref.job_id}/{ref.artifact}": file_sha256(path)}
+    network = Cnn(found.channels, found.hidden)
+    network.load_state_dict(state)
+    return _Network(found, network, {f"{ref.job_id}/{ref.artifact}": file_sha256(path)})
 
 
 def _result(report: Report, dataset: Dataset, stage: _Stage) -> NetworkResult:

@@ -47,12 +47,18 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def refuse_what_does_not_fit(
-    model: ModelSpec, stages: Sequence[Stage], device: torch.device, out: Path, copied: int = 0
+    model: ModelSpec,
+    stages: Sequence[Stage],
+    device: torch.device,
+    out: Path,
+    copied: int = 0,
+    teachers: Sequence[ModelSpec] = (),
 ) -> None:
     """`copied` are numbers that are copied out of the data set. Raises OutOfMemory or DiskFull, with what is needed and
     what is free."""
-    hint = "take a smaller batch_size or smaller widths, or submit again when less is running there"
-    _refuse_memory(memory_needed(model, stages) + FLOAT * copied, device, hint)
+    or_teacher = ", a smaller teacher" if teachers else ""
+    hint = f"take a smaller batch_size{or_teacher} or smaller widths, or submit again when less is running there"
+    _refuse_memory(memory_needed(model, stages, teachers) + FLOAT * copied, device, hint)
     states = PUBLISHED + (CHECKPOINTS * (3 + _kept(stages)) if any(isinstance(each, Course) for each in stages) else 0)
     _refuse_disk(states * FLOAT * model.parameters, out)
 
@@ -91,19 +97,28 @@ def _kept(stages: Sequence[Stage]) -> int:
     )
 
 
-def memory_needed(model: ModelSpec, stages: Sequence[Stage]) -> int:
+def memory_needed(model: ModelSpec, stages: Sequence[Stage], teachers: Sequence[ModelSpec] = ()) -> int:
     """Bytes, roughly. In training, every activation of a batch is kept for the backward pass, one layer's gradients
-    beside; in evaluation, with which every run ends, one layer's input and output."""
+    beside; in evaluation, with which every run ends, one layer's input and output. A teacher is
+    its weights, and looks at a batch before anything is kept of it."""
+    batch_size = max((each.settings.batch_size for each in stages if isinstance(each, Course)), default=0)
+    activations, largest = _activations(model)
+    training = batch_size * (activations + largest + model.hidden)
+    copies = COPIES + 2 * _kept(stages)  # in memory, and on the way to a checkpoint
+    looking = [batch_size * _activations(each)[1] for each in teachers]
+    weights = copies * model.parameters + sum(each.parameters for each in teachers)
+    return OVERHEAD + FLOAT * (weights + max(training, evaluate.BATCH * largest, *looking))
+
+
+def _activations(model: ModelSpec) -> tuple[int, int]:
+    """Numbers that an image becomes in all layers of convolution together, and in and out of the largest one."""
     side, activations, largest = 28, 0, 0
     for channels, pooled in zip(model.channels, POOLED, strict=True):
         plane = channels * side * side
         side = side // 2 if pooled else side
         layer = 3 * plane + channels * side * side  # convolution, normalization, rectifier, and what goes on
         activations, largest = activations + layer, max(largest, 2 * plane)
-    batch_size = max((each.settings.batch_size for each in stages if isinstance(each, Course)), default=0)
-    training = batch_size * (activations + largest + model.hidden)
-    copies = COPIES + 2 * _kept(stages)  # in memory, and on the way to a checkpoint
-    return OVERHEAD + FLOAT * (copies * model.parameters + max(training, evaluate.BATCH * largest))
+    return activations, largest
 
 
 def memory_free(device: torch.device) -> int:

@@ -9,12 +9,12 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from app.contract.report import Accuracy, EpochMetrics
 from worker.engine.augment import draw_shifts, shifted
 from worker.engine.errors import InvalidCheckpoint, NonFiniteLoss
 from worker.engine.evaluate import evaluate
+from worker.engine.objective import objective
 from worker.engine.observer import Observer, Quiet
 from worker.engine.optimize import learning_rate, optimizer
 from worker.engine.plan import Course, of_time
@@ -46,15 +46,17 @@ def train(
     observer: Observer,
     origin: Origin = _NOWHERE,
     resumed: TrainingState | None = None,
+    teacher: nn.Module | None = None,
 ) -> None:
     """Train `network` in place, by the course, and note in `progress` what came of it. The last, smaller batch of an
     epoch is used too.
 
+    `teacher` is the network that the course's distillation names, on the same device and in evaluation mode.
     `progress.mask` holds throughout. `resumed` is a state that an observer kept, whose progress is `progress`: the
     training goes on from there, to the same bits as without a break. `origin` is written into the states of this
     training. Raises NonFiniteLoss, or InvalidCheckpoint when `resumed` is of another network.
     """
-    training = _Training(network, examples, course, progress, observer, origin)
+    training = _Training(network, examples, course, progress, observer, origin, teacher)
     if resumed is not None:
         training.resume(resumed)
     settings, steps, device = course.settings, training.steps_an_epoch, examples.images.device
@@ -86,8 +88,9 @@ class _Training:
         progress: Progress,
         observer: Observer,
         origin: Origin,
+        teacher: nn.Module | None,
     ) -> None:
-        self._observer = observer
+        self._observer, self._teacher = observer, teacher
         self.network, self._examples, self._progress, self._origin = network, examples, progress, origin
         self._course, self._settings, self._gradual = course, course.settings, course.schedule
         self._device = examples.images.device
@@ -123,12 +126,17 @@ class _Training:
         images, labels = self._examples.images[chosen], self._examples.labels[chosen]
         if most := self._settings.random_shift:
             images = shifted(images, self._shifts[chosen], most)
+        taught = self._taught(images)  # first, while no activations of the network are kept
         logits = self.network(images)
-        loss = functional.cross_entropy(logits, labels, label_smoothing=self._settings.label_smoothing)
+        loss = objective(self._settings, logits, labels, taught)
         extra = penalty(self._course.regularization, self._parameters)
         self.tally.add(logits.detach(), labels, loss.detach(), extra.detach())
         (loss + extra).backward()  # type: ignore[no-untyped-call]
         self.step += 1
+
+    @torch.no_grad()
+    def _taught(self, images: Tensor) -> Tensor | None:
+        return None if self._teacher is None else self._teacher(images)
 
     def descend(self, done: int) -> None:
         """The optimizer's step, which is the course's `done`-th, and all that follows it."""
@@ -309,5 +317,5 @@ def _refuse_non_finite_state(network: nn.Module, step: int) -> None:
 def _non_finite(what: str, step: int) -> NonFiniteLoss:
     return NonFiniteLoss(
         f"{what} is not a finite number at training step {step}: take a smaller learning_rate, "
-        "a weaker penalty, or another initial checkpoint"
+        "a weaker penalty, or another initial checkpoint or teacher"
     )

@@ -1,0 +1,19 @@
+"""What a course minimizes, but for its penalty: the distance from the labels, and from a teacher's outputs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from app.contract.training import FineTuningSpec
+
+
+def objective(settings: FineTuningSpec, logits: Tensor, labels: Tensor, taught: Tensor | None) -> Tensor:
+    """Mean over the batch, for logits [N, 10] and labels [N]. `taught` are the teacher's logits [N, 10]: with them, the
+    loss of Hinton et al. 2015, as `Distillation` has it."""
+    of_labels = functional.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+    if settings.distillation is None or taught is None:
+        return of_labels
+    weight, temperature = settings.distillation.weight, settings.distillation.temperature
+    of_teacher = functional.cross_entropy(logits / temperature, (taught / temperature).softmax(dim=1))
+    return (1 - weight) * of_labels + weight * temperature**2 * of_teacher
