@@ -92,7 +92,7 @@ class Estimate(Resource):
     macs_per_image: int | None
     training_macs: int | None = Field(
         description="Multiply-accumulates of all training and fine-tuning, backward passes included, with validation, "
-        "scores and sensitivity."
+        "scores, sensitivity and what teachers compute."
     )
     checkpoint_bytes: int | None
 

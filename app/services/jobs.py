@@ -18,16 +18,19 @@ from app.contract.reference import JOB_ID_PATTERN, CheckpointRef
 from app.contract.spec import (
     SPEC,
     SPEC_VERSION,
+    UNTAUGHT,
     CompareSpec,
     DatasetSpec,
     ImportSpec,
     ModelSpec,
     PruneSpec,
     StoredSpec,
+    Teachers,
     TrainSpec,
     parse_spec,
     parse_stored,
     refuse_misfit,
+    taught,
 )
 from app.contract.status import Status
 from app.core.errors import (
@@ -86,27 +89,44 @@ class EventPage(NamedTuple):
     next_cursor: str | None
 
 
-def resolve(session: Session, tenant: str, spec: AnySpec) -> AnySpec:
-    """Fill in what the spec leaves to the jobs that it names. Raises InvalidSpec or SourceNotFinished."""
+class Resolved(NamedTuple):
+    """A spec that leaves nothing to the jobs that it names, and the widths of its network and of the teachers; a
+    comparison has no network."""
+
+    spec: AnySpec
+    model: ModelSpec | None = None
+    teachers: Teachers = UNTAUGHT
+
+
+def resolve(session: Session, tenant: str, spec: AnySpec) -> Resolved:
+    """Fill in what the spec leaves to the jobs that it names. Raises InvalidSpec, SourceNotFinished or
+    SourceHasNoResult."""
     if isinstance(spec, CompareSpec):
         for index, job_id in enumerate(spec.jobs):
             _refuse_without_report(session, tenant, job_id, f"/jobs/{index}")
-        return spec
-    if isinstance(spec, PruneSpec):
-        source = _source(session, tenant, spec.source, "/source")
-        resolved = parse(spec.model_copy(update={"dataset": _dataset(spec, source)}).model_dump_json())
-        assert isinstance(resolved, PruneSpec)
-        _refuse_misfit(resolved, source.model)
-        return resolved
-    if spec.initial:
-        return _with_widths_of_source(session, tenant, spec, spec.initial)
-    return spec
+        return Resolved(spec)
+    filled, model = _filled(session, tenant, spec)
+    teachers = {each.teacher: _source(session, tenant, each.teacher, each.pointer).model for each in taught(filled)}
+    _refuse_misfit(filled, model, teachers)
+    return Resolved(filled, model, teachers)
 
 
 def _refuse_without_report(session: Session, tenant: str, job_id: str, pointer: str) -> None:
     if isinstance(_finished(session, tenant, job_id, pointer).spec, ImportSpec):
         detail = f"{job_id} is an import job and has no report: name a train or prune job"
         raise InvalidSpec(detail, [FieldError(pointer=pointer, code="source_has_no_report", detail=detail)])
+
+
+def _filled(session: Session, tenant: str, spec: TrainSpec | PruneSpec) -> tuple[TrainSpec | PruneSpec, ModelSpec]:
+    """The spec with what its checkpoint tells, and the network's widths."""
+    if isinstance(spec, PruneSpec):
+        source = _source(session, tenant, spec.source, "/source")
+        filled = parse(spec.model_copy(update={"dataset": _dataset(spec, source)}).model_dump_json())
+        assert isinstance(filled, PruneSpec)
+        return filled, source.model
+    if spec.initial:
+        spec = _with_widths_of_source(session, tenant, spec, spec.initial)
+    return spec, spec.model
 
 
 def _with_widths_of_source(session: Session, tenant: str, spec: TrainSpec, initial: CheckpointRef) -> TrainSpec:
@@ -131,22 +151,22 @@ def _dataset(spec: PruneSpec, source: _Source) -> DatasetSpec:
     return found
 
 
-def _refuse_misfit(spec: PruneSpec, model: ModelSpec) -> None:
+def _refuse_misfit(spec: TrainSpec | PruneSpec, model: ModelSpec, teachers: Teachers) -> None:
     try:
-        refuse_misfit(spec, model)
+        refuse_misfit(spec, model, teachers)
     except PydanticCustomError as error:
         pointer = (error.context or {})["pointer"]
         found = FieldError(pointer=pointer, code=error.type, detail=error.message())
         raise InvalidSpec("One field of the spec must be mended; `errors` says which.", [found]) from error
 
 
-def widths(session: Session, tenant: str, spec: TrainSpec | PruneSpec) -> ModelSpec:
+def _widths(session: Session, tenant: str, spec: TrainSpec | PruneSpec) -> ModelSpec:
     """The network's widths: those of the training or the import at the root of a chain of prunings."""
     return spec.model if isinstance(spec, TrainSpec) else _source(session, tenant, spec.source, "/source").model
 
 
 class _Source(NamedTuple):
-    """A job whose checkpoint another one begins with, and the network's widths."""
+    """A job whose checkpoint another one begins with or learns from, and the network's widths."""
 
     spec: TrainSpec | PruneSpec | ImportSpec
     model: ModelSpec
@@ -156,7 +176,7 @@ def _source(session: Session, tenant: str, ref: CheckpointRef, pointer: str) -> 
     """Raises InvalidSpec, SourceNotFinished or SourceHasNoResult."""
     spec, result = _finished(session, tenant, ref.job_id, f"{pointer}/job_id")
     if not isinstance(spec, ImportSpec):
-        return _Source(spec, widths(session, tenant, spec))
+        return _Source(spec, _widths(session, tenant, spec))
     if ref.artifact != "model.safetensors":
         detail = f"{ref.job_id} is an import job and has no {ref.artifact}: name model.safetensors"
         found = FieldError(pointer=f"{pointer}/artifact", code="source_has_no_such_artifact", detail=detail)
@@ -190,7 +210,8 @@ def _finished(session: Session, tenant: str, job_id: str, pointer: str) -> _Fini
 
 def submit(session: Session, tenant: str, spec: AnySpec, *, retention_days: int) -> JobRow:
     """Resolve the spec and insert the job."""
-    return insert(session, new_job_id(), tenant, resolve(session, tenant, spec), retention_days=retention_days)
+    resolved = resolve(session, tenant, spec).spec
+    return insert(session, new_job_id(), tenant, resolved, retention_days=retention_days)
 
 
 def insert(session: Session, job_id: str, tenant: str, spec: StoredSpec, *, retention_days: int) -> JobRow:

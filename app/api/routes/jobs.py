@@ -11,7 +11,7 @@ from app.api import resources
 from app.api.deps import PartsDep, ReaderDep, SessionDep, SpecDep, WriterDep
 from app.api.openapi import SPEC_BODY, problems
 from app.api.schemas import Estimate, Event, Job, Page, Validation
-from app.contract.spec import CompareSpec, Kind, ModelSpec, PruneSpec, TrainSpec, all_macs
+from app.contract.spec import CompareSpec, Kind, all_macs
 from app.contract.status import Status
 from app.services import jobs
 
@@ -41,9 +41,7 @@ def submit(
 ) -> Any:
     """Submit a job. It is accepted once it is stored; poll `Location` until `done`."""
     if validate_only:
-        resolved = jobs.resolve(session, who.tenant, spec)
-        network = None if isinstance(resolved, CompareSpec) else jobs.widths(session, who.tenant, resolved)
-        return _validated(resolved, network)
+        return _validated(jobs.resolve(session, who.tenant, spec))
     row = jobs.submit(session, who.tenant, spec, retention_days=parts.settings.retention_days)
     # Runs after the commit and the answer: a broker that is away or slow costs the client nothing.
     background.add_task(parts.queue.wake, row.id)
@@ -52,11 +50,12 @@ def submit(
     return resources.job(row)
 
 
-def _validated(spec: TrainSpec | PruneSpec | CompareSpec, network: ModelSpec | None) -> JSONResponse:
+def _validated(resolved: jobs.Resolved) -> JSONResponse:
+    spec, network, teachers = resolved
     estimate = Estimate(
         parameters=network and network.parameters,
         macs_per_image=network and network.macs,
-        training_macs=None if network is None or isinstance(spec, CompareSpec) else all_macs(spec, network),
+        training_macs=None if network is None or isinstance(spec, CompareSpec) else all_macs(spec, network, teachers),
         checkpoint_bytes=network and 4 * network.parameters,
     )
     return JSONResponse(Validation(spec=spec, estimate=estimate).model_dump(mode="json"))
