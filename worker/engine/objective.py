@@ -9,11 +9,12 @@ from app.contract.training import FineTuningSpec
 
 
 def objective(settings: FineTuningSpec, logits: Tensor, labels: Tensor, taught: Tensor | None) -> Tensor:
-    """Mean over the batch, for logits [N, 10] and labels [N]. `taught` are the teacher's logits [N, 10]: with them, the
-    loss of Hinton et al. 2015, as `Distillation` has it."""
+    """Mean over the batch, for logits [N, 10] and labels [N]. With a distillation, which says what it is, it takes the
+    teacher's logits too, `taught` [N, 10]."""
     of_labels = functional.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
-    if settings.distillation is None or taught is None:
+    if settings.distillation is None:
         return of_labels
+    assert taught is not None  # the teacher came with the course
     weight, temperature = settings.distillation.weight, settings.distillation.temperature
     of_teacher = functional.cross_entropy(logits / temperature, (taught / temperature).softmax(dim=1))
     return (1 - weight) * of_labels + weight * temperature**2 * of_teacher
