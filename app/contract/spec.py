@@ -256,6 +256,7 @@ class Taught(NamedTuple):
 
 
 def taught(spec: TrainSpec | PruneSpec) -> tuple[Taught, ...]:
+    """In the order in which they run."""
     courses: list[tuple[str, FineTuningSpec | None, int]] = [("fine_tuning", spec.fine_tuning, _tuning_epochs(spec))]
     if isinstance(spec, TrainSpec):
         courses.insert(0, ("training", spec.training, spec.training.epochs))
