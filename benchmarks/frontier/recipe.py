@@ -41,9 +41,10 @@ class Chain:
 def chains(seed: int) -> Iterator[Chain]:
     """Everything that is measured, what others begin with first."""
     dense = _dense(seed)
-    chain: tuple[NetworkSpec, ...] = (dense,)
-    for target, epochs, pruning_epochs in ((4_812, 20, 10), (2_406, 14, 6), (1_540, 16, 7), (1_000, 16, 7)):
-        chain = (*chain, _thinned(chain[-1], seed, epochs, pruning_epochs, keep=target))
+    chain: tuple[NetworkSpec, ...] = (dense, _thinned(dense, seed, 20, 10, keep=4_812))
+    yield Chain("lamp", 4_812, seed, chain)
+    for target, epochs, pruning_epochs in ((2_406, 14, 6), (1_540, 22, 9), (1_000, 22, 9)):
+        chain = (*chain, _thinned(chain[-1], seed, epochs, pruning_epochs, teacher=dense, keep=target))
         yield Chain("lamp", target, seed, chain)
     yield Chain("channels", 9_624, seed, (dense, _narrowed(dense, seed)))
     direct = _thinned(dense, seed, 8, 4, keep=CONTROLS_AT)
@@ -77,11 +78,18 @@ def _dense(seed: int) -> TrainSpec:
     )
 
 
-def _thinned(source: NetworkSpec, seed: int, epochs: int, pruning_epochs: int, **pruning: Any) -> PruneSpec:
+def _thinned(
+    source: NetworkSpec,
+    seed: int,
+    epochs: int,
+    pruning_epochs: int,
+    teacher: NetworkSpec | None = None,
+    **pruning: Any,
+) -> PruneSpec:
     """What `source` published, pruned in the first epochs and tuned in the others."""
     schedule = {"name": "gradual", "end_epoch": pruning_epochs, "every_steps": 100}
     how = {"method": "bn-folded", "scope": "lamp", "schedule": schedule, **pruning}
-    return _prune(job_id(source), how, seed, epochs)
+    return _prune(job_id(source), how, seed, epochs, teacher)
 
 
 def _narrowed(source: NetworkSpec, seed: int) -> PruneSpec:
@@ -118,8 +126,12 @@ def _train(document: dict[str, Any]) -> TrainSpec:
     return spec
 
 
-def _prune(source: str, pruning: dict[str, Any], seed: int, epochs: int) -> PruneSpec:
+def _prune(
+    source: str, pruning: dict[str, Any], seed: int, epochs: int, teacher: NetworkSpec | None = None
+) -> PruneSpec:
     tuning = _course(seed, epochs, 0.003) | {"select": "best"}
+    if teacher is not None:
+        tuning["distillation"] = {"teacher": {"job_id": job_id(teacher)}}
     document = {"kind": "prune", "source": {"job_id": source}, "pruning": pruning, "fine_tuning": tuning}
     spec = parse_spec(_on_mnist(document))
     assert isinstance(spec, PruneSpec)

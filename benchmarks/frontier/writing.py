@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from benchmarks.frontier.results import Result
 
@@ -59,8 +59,10 @@ def write(results: Sequence[Result]) -> str:
         _controls(by_line),
         _channels(by_line),
         _bytes(by_line),
+        _recipe(results),
+        _receipt(results),
     ]
-    return "\n\n".join([*parts, _recipe(results), _receipt(results)]) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 Grouped = Mapping[tuple[str, int], Sequence[Result]]
@@ -98,6 +100,8 @@ def _frontier(by_line: Grouped) -> str:
                 f"| {most.parameters / most.nonzero:.0f}× | **{_mean(found)}** | {_each(found)} "
                 f"| {_mean(found, lambda each: each.validation_error)} | {wanted.bound} | {wanted.published} |"
             )
+        else:
+            rows.append(f"| ≤ {wanted.target:,} | | | not measured yet | | | {wanted.bound} | {wanted.published} |")
     return "## The frontier\n\n" + "\n".join(rows)
 
 
@@ -120,7 +124,10 @@ def _channels(by_line: Grouped) -> str:
         "| seed | widths | parameters, compact | fewer | test error | batch | dense, ms | compact, ms | faster |",
         _rule(9),
     ]
-    for result in by_line.get(("channels", 9_624), []):
+    found = by_line.get(("channels", 9_624), [])
+    if not found:
+        return ""
+    for result in found:
         compact = result.compact
         widths = f"{compact['channels']}, {compact['hidden']}"
         for batch in (1, 64):
@@ -230,11 +237,14 @@ def draw(results: Sequence[Result]) -> bytes:
         words = f"{name} {factor}×"
         axes.annotate(words, spot, xytext=(5, 5), textcoords="offset points", fontsize=7.5, color="#555555")
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_xlim(800, 80_000)
+    axes.set_xticks([1_000, 1_540, 2_406, 4_812, 10_000, 20_000, 40_000])
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("parameters left of 481,214, all counted")
     axes.set_ylabel("test error, %")
     axes.set_title("MNIST: how far pruning goes", fontsize=11)
-    axes.grid(visible=True, which="both", color="#EEEEEE", linewidth=0.6)
+    axes.grid(visible=True, color="#EEEEEE", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=8)
     buffer = io.BytesIO()
