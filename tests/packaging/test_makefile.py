@@ -12,7 +12,9 @@ import pytest
 
 pytestmark = pytest.mark.host
 
-TARGETS = ["help", "setup", "demo", "test", "acceptance", "chaos", "lint", "types", "up", "clean"]
+TARGETS = [
+    *("help", "setup", "demo", "test", "acceptance", "chaos", "frontier", "recount", "lint", "types", "up", "clean"),
+]
 
 
 @pytest.fixture
