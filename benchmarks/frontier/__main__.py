@@ -1,7 +1,7 @@
 """`python -m benchmarks.frontier DATA`: run the recipe, keep its networks, write `benchmarks/frontier.md` and the plot.
 
-DATA holds MNIST in torchvision's layout. Each seed takes an hour and a half of one core. What was done is kept in the
-folder `--work` and not done again; `--only write` makes the texts of what is kept in `benchmarks/frontier/models`.
+DATA holds MNIST in torchvision's layout. Each seed takes about two hours of one core. What was done is kept in the
+folder `--work` and not done again. Without DATA, only text and plot are made, of what `benchmarks/frontier/models` has.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from app.contract.report import Manifest, Report
+from app.contract.report import CompactReport, LatencyReport, Manifest, Report
 from benchmarks.frontier.jobs import folder
 from benchmarks.frontier.recipe import VALIDATION_IMAGES, Chain, job_id
 
@@ -35,8 +35,8 @@ class Result(BaseModel):
     validation_images: int
     epochs: int
     macs_dense: int
-    compact: dict[str, JsonValue]
-    latency: dict[str, JsonValue]
+    compact: CompactReport
+    latency: LatencyReport
     sha256: dict[str, str]
     specs: tuple[dict[str, JsonValue], ...]
     versions: dict[str, str]
@@ -93,8 +93,8 @@ def _result(chain: Chain, root: Path, out: Path) -> Result:
         validation_images=VALIDATION_IMAGES,
         epochs=sum(spec.epochs for spec in chain.specs),
         macs_dense=report.total.macs_dense,
-        compact=report.compact.model_dump(mode="json"),
-        latency=report.latency.model_dump(mode="json"),
+        compact=report.compact,
+        latency=report.latency,
         sha256={file.name: file.sha256 for file in manifest.files if file.name in ("packed.npz", "model.safetensors")},
         specs=tuple({"job_id": job_id(spec), **spec.model_dump(mode="json")} for spec in chain.specs),
         versions=manifest.receipt.versions,

@@ -129,12 +129,12 @@ def _channels(by_line: Grouped) -> str:
         return ""
     for result in found:
         compact = result.compact
-        widths = f"{compact['channels']}, {compact['hidden']}"
+        widths = ", ".join(map(str, (*compact.channels, compact.hidden)))
         for batch in (1, 64):
             dense, small = (_latency(result, model, batch) for model in ("dense", "compact"))
-            fewer = result.parameters / float(str(compact["parameters"]))
+            fewer = result.parameters / compact.parameters
             rows.append(
-                f"| {result.seed} | {widths} | {compact['parameters']:,} | {fewer:.0f}× | {result.error:.2%} | {batch} "
+                f"| {result.seed} | {widths} | {compact.parameters:,} | {fewer:.0f}× | {result.error:.2%} | {batch} "
                 f"| {dense:.3f} | {small:.3f} | {dense / small:.1f}× |"
             )
     text = """## Whole channels
@@ -145,8 +145,8 @@ so faster. Latency is the median in ONNX Runtime on one thread, dense and compac
 
 
 def _latency(result: Result, model: str, batch: int) -> float:
-    measured = json.loads(json.dumps(result.latency["measured"]))
-    return next(float(each["median_ms"]) for each in measured if (each["model"], each["batch"]) == (model, batch))
+    measured = result.latency.measured
+    return next(each.median_ms for each in measured if (each.model, each.batch) == (model, batch))
 
 
 def _bytes(by_line: Grouped) -> str:

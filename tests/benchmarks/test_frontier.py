@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from app.contract.datasets import DatasetName
 from app.contract.network import parameter_count
 from app.contract.spec import ModelSpec, PruneSpec, TrainSpec, parse_spec
 from benchmarks.frontier.__main__ import HERE, MODELS
@@ -111,7 +112,7 @@ def test_what_is_done_is_not_done_again(work: tuple[Path, Chain, Chain]) -> None
 def test_a_recount_agrees_with_the_receipt_unless_it_is_wrong(work: tuple[Path, Chain, Chain], tmp_path: Path) -> None:
     root, chain, _ = work
     result = keep(chain, root, tmp_path)
-    digits = DatasetStore(None).load("digits")  # type: ignore[arg-type]
+    digits = DatasetStore(None).load(DatasetName.DIGITS)
     images, labels = digits.test_images[:, 0].numpy(), digits.test_labels.numpy().astype(np.uint8)
 
     (row,) = recount(tmp_path, images, labels)

@@ -99,8 +99,8 @@ def _kept(stages: Sequence[Stage]) -> int:
 
 def memory_needed(model: ModelSpec, stages: Sequence[Stage], teachers: Sequence[ModelSpec] = ()) -> int:
     """Bytes, roughly. In training, every activation of a batch is kept for the backward pass, one layer's gradients
-    beside; in evaluation, with which every run ends, one layer's input and output. A teacher is
-    its weights, and looks at a batch before anything is kept of it."""
+    beside; in evaluation, with which every run ends, one layer's input and output. A teacher is its weights, and looks
+    at a batch before anything is kept of it."""
     batch_size = max((each.settings.batch_size for each in stages if isinstance(each, Course)), default=0)
     activations, largest = _activations(model)
     training = batch_size * (activations + largest + model.hidden)
