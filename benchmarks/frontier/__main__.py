@@ -7,20 +7,14 @@ folder `--work` and not done again. Without DATA, only text and plot are made, o
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
+import sys
 from pathlib import Path
 
-import torch
-
-from benchmarks.frontier.jobs import carry_out
 from benchmarks.frontier.recipe import chains
-from benchmarks.frontier.results import keep, kept
+from benchmarks.frontier.results import kept
+from benchmarks.frontier.seeds import run_seeds
 from benchmarks.frontier.writing import draw, write
-from worker.engine.data import DatasetStore
+from worker.engine.errors import EngineError
 
 HERE = Path(__file__).parent
 MODELS = HERE / "models"
@@ -29,24 +23,13 @@ MODELS = HERE / "models"
 def main() -> None:
     arguments = _parser().parse_args()
     if arguments.data is not None:
-        run_seed = partial(_run_seed, arguments.lines, arguments.work, arguments.data)
-        # One thread each: the figures depend on their number, and two networks side by side are faster than one on
-        # two threads.
-        processes = min(len(arguments.seeds), os.cpu_count() or 1)
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            list(pool.map(run_seed, arguments.seeds))
+        try:
+            run_seeds(arguments.seeds, arguments.lines, data=arguments.data, work=arguments.work, models=MODELS)
+        except EngineError as error:
+            sys.exit(str(error))
     results = kept(MODELS)
     (HERE.parent / "frontier.md").write_text(write(results))
     (HERE.parent / "frontier.png").write_bytes(draw(results))
-
-
-def _run_seed(lines: Sequence[str], work: Path, data: Path, seed: int) -> None:
-    torch.set_num_threads(1)
-    datasets = DatasetStore(data)
-    for chain in chains(seed):
-        if chain.line in lines:
-            carry_out(chain, work, datasets)
-            keep(chain, work, MODELS)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,6 +136,13 @@ def test_the_texts_tell_of_every_line(work: tuple[Path, Chain, Chain], tmp_path:
     text = write(kept(tmp_path))
     assert len(re.findall(rf"\b{100 * results[0].error:.2f}\b", text)) >= 5
     assert draw(results).startswith(b"\x89PNG")
+
+
+def test_its_processes_say_what_is_missing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.frontier", str(tmp_path / "data"), "--work", str(tmp_path / "work")]
+    done = subprocess.run([*command, "--seeds", "0", "--lines", "small-dense"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf".*{re.escape(str(tmp_path / 'data'))}.*\n", done.stderr)
 
 
 def _places() -> list[tuple[str, int]]:
