@@ -91,12 +91,19 @@ class Cluster:
         return job_id
 
     def wait_for_epochs(self, job_id: str, epochs: int, *, attempt: int = 1, timeout: float = 60) -> None:
+        """Until this attempt has told of so many epochs, and a later one can go on from a checkpoint of it, which it
+        writes after it has told."""
         wait_until(
-            lambda: self._epochs(job_id, attempt) >= epochs, timeout=timeout, what=f"{epochs} epochs of {attempt}"
+            lambda: self._epochs(job_id, attempt) >= epochs and self._has_checkpoint(job_id, attempt),
+            timeout=timeout,
+            what=f"{epochs} epochs of {attempt}",
         )
 
     def _epochs(self, job_id: str, attempt: int) -> int:
         return sum(event["type"] == "epoch" and event["attempt"] == attempt for event in self.events(job_id))
+
+    def _has_checkpoint(self, job_id: str, attempt: int) -> bool:
+        return any(path.name.startswith(f"{attempt}-") for path in self.checkpoints(job_id))
 
     def wait_for_training(self, job_id: str, attempt: int, *, timeout: float) -> None:
         def trains() -> bool:
