@@ -41,6 +41,8 @@ class Round:
                     logger.warning("swept", extra={"action": action, "job_id": job_id})
             workers.forget_old(session)
         self._send()
+        self._expire()
+        self._reap()
         self._tidy()
         self._tidy_uploads()
 
@@ -60,6 +62,28 @@ class Round:
         elif broker.is_new:
             # Last: had this process died before, another would have sent them all again.
             self.queue.mark()
+
+    def _expire(self) -> None:
+        with self.sessions.begin() as session:
+            for job_id in sweep.expire(session):
+                logger.info("retention is over", extra={"job_id": job_id})
+            sweep.forget(session)
+
+    def _reap(self) -> None:
+        """The mark was first, so that nobody is sent to what is half gone; then come bytes, then rows. Whoever is
+        killed in between leaves a mark that brings the next one here."""
+        with self.sessions.begin() as session:
+            if found := sweep.doomed(session):
+                sweep.buried(session, [job_id for job_id in found if self._is_removed(job_id)])
+
+    def _is_removed(self, job_id: str) -> bool:
+        try:
+            self.store.tidy(job_id, None, ())
+            self.store.drop_upload(job_id)
+        except OSError as error:
+            logger.warning("could not purge, will try again", extra={"job_id": job_id, "error": str(error)})
+            return False
+        return True
 
     def _tidy(self) -> None:
         with self.sessions.begin() as session:

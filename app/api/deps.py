@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Header, Query, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
+from app.api.changes import Changes
 from app.contract.explain import FieldError, unknown
-from app.contract.spec import CompareSpec, PruneSpec, TrainSpec
+from app.contract.patch import JobPatch
+from app.contract.spec import MAX_LABELS, CompareSpec, Label, PruneSpec, TrainSpec
 from app.core.errors import Forbidden, InvalidParameter, Unauthenticated, UnsupportedMediaType
 from app.core.settings import Settings
 from app.queue import Queue
@@ -30,6 +32,7 @@ class Parts:
     sessions: sessionmaker[Session]
     queue: Queue
     store: ArtifactStore
+    changes: Changes
 
 
 def parts(request: Request) -> Parts:
@@ -88,29 +91,74 @@ def _allowed(who: Principal, scope: Scope) -> Principal:
     return who
 
 
-def uploader(parts: PartsDep, credentials: Credentials) -> Principal:
-    """Who may write, found out in a transaction that has ended before the body arrives: that may take an hour, and the
-    database ends a transaction in which nothing happens."""
-    with parts.sessions.begin() as session:
-        return _allowed(principal(parts, session, credentials), Scope.JOBS_WRITE)
+def requires_alone(scope: Scope) -> Callable[[PartsDep, Credentials], Principal]:
+    """The same, found out in a transaction of its own: for a request that takes its time, in which nobody should hold a
+    connection, nor a transaction, which the database would end."""
+
+    def check(parts: PartsDep, credentials: Credentials) -> Principal:
+        with parts.sessions.begin() as session:
+            return _allowed(principal(parts, session, credentials), scope)
+
+    return check
 
 
 ReaderDep = Annotated[Principal, Depends(requires(Scope.JOBS_READ))]
 WriterDep = Annotated[Principal, Depends(requires(Scope.JOBS_WRITE))]
-UploaderDep = Annotated[Principal, Depends(uploader)]
+PatientReaderDep = Annotated[Principal, Depends(requires_alone(Scope.JOBS_READ))]
+UploaderDep = Annotated[Principal, Depends(requires_alone(Scope.JOBS_WRITE))]
 READER_ONLY = Depends(requires(Scope.JOBS_READ))
 """For a route that wants a reader's key and no tenant."""
 
 ArtifactReaderDep = Annotated[Principal, Depends(requires(Scope.ARTIFACTS_READ))]
 
 
-async def spec_of_body(request: Request) -> TrainSpec | PruneSpec | CompareSpec:
-    """The job spec in the body. Pydantic reads the bytes itself: its JSON parser bounds depth and refuses surrogates,
-    where Python's would let NaN through and recurse."""
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        pattern="^[!-~]*$",
+        description="Made anew by the client for each thing that it wants done, and sent again when an answer was "
+        "lost: what was done is not done again, and the answer is the same. Kept for a day.",
+    ),
+]
+
+
+async def _json_body(request: Request, what: str) -> bytes:
+    """Pydantic reads the bytes itself: its JSON parser bounds depth and refuses surrogates, where Python's would let
+    NaN through and recurse."""
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
-        raise UnsupportedMediaType(f"Send the spec as application/json, not as {media_type[:64]!r}.")
-    return jobs.parse(await request.body())
+        raise UnsupportedMediaType(f"Send the {what} as application/json, not as {media_type[:64]!r}.")
+    return await request.body()
 
 
+async def spec_of_body(request: Request) -> TrainSpec | PruneSpec | CompareSpec:
+    """The job spec in the body."""
+    return jobs.parse(await _json_body(request, "spec"))
+
+
+async def patch_of_body(request: Request) -> JobPatch:
+    """The merge patch in the body."""
+    return jobs.parse_patch(await _json_body(request, "patch"))
+
+
+LabelPairs = Annotated[list[Label], Query(max_length=MAX_LABELS, description="key:value; repeatable.")]
+
+
+def labels_of(pairs: Sequence[str]) -> dict[str, str]:
+    """Of `label=key:value`, repeated."""
+    labels: dict[str, str] = {}
+    for index, pair in enumerate(pairs):
+        key, _, value = pair.partition(":")
+        if key in labels:
+            detail = f"the label {key!r} is given twice"
+            pointer = f"/query/label/{index}"
+            raise InvalidParameter(detail, [FieldError(pointer=pointer, code="label_repeats", detail=detail)])
+        labels[key] = value
+    return labels
+
+
+PatchDep = Annotated[JobPatch, Depends(patch_of_body)]
 SpecDep = Annotated[TrainSpec | PruneSpec | CompareSpec, Depends(spec_of_body)]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from types import MappingProxyType
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import JsonValue
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
@@ -21,6 +23,8 @@ from app.db.session import AWAY
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+
+_NO_MEMBERS: Mapping[str, JsonValue] = MappingProxyType({})
 
 _HINTS = {
     404: "There is nothing at this path: see /docs for what there is.",
@@ -50,6 +54,7 @@ def problem(
     retryable: bool = False,
     errors: Sequence[FieldError] = (),
     headers: Mapping[str, str] | None = None,
+    members: Mapping[str, JsonValue] = _NO_MEMBERS,
 ) -> JSONResponse:
     body = Problem(
         title=title,
@@ -61,7 +66,7 @@ def problem(
         retryable=retryable,
         errors=list(errors),
     )
-    return JSONResponse(body.model_dump(mode="json"), status, headers, media_type=MEDIA_TYPE)
+    return JSONResponse(body.model_dump(mode="json") | dict(members), status, headers, media_type=MEDIA_TYPE)
 
 
 def of_error(error: SecateurError, *, path: str, request_id: str) -> JSONResponse:
@@ -75,6 +80,7 @@ def of_error(error: SecateurError, *, path: str, request_id: str) -> JSONRespons
         retryable=error.retryable,
         errors=error.errors,
         headers=error.headers,
+        members=error.members,
     )
 
 

@@ -10,9 +10,10 @@ from starlette.concurrency import run_in_threadpool
 
 import app.api.errors as problems
 from app.api import openapi
+from app.api.changes import Changes
 from app.api.deps import Parts, only_known_parameters
 from app.api.middleware import BodyLimit, Bounds, RequestContext
-from app.api.routes import artifacts, catalogue, checkpoints, health, jobs
+from app.api.routes import artifacts, catalogue, checkpoints, compare, health, jobs
 from app.core.settings import Settings
 from app.core.version import VERSION
 from app.db.session import make_engine, make_sessions
@@ -28,18 +29,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. Without settings, those of the environment; raises when they are missing or wrong."""
     settings = settings or Settings()
 
+    changes = Changes(settings.libpq_url)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        parts = _open(settings)
+        parts = _open(settings, changes)
         sweeper = Sweeper(
             Round(parts.sessions, parts.queue, parts.store, settings.max_attempts),
             interval_seconds=settings.sweep_seconds,
         )
         app.state.parts = parts
+        changes.start()
         sweeper.start()
         try:
             yield
         finally:
+            await changes.stop()
             await run_in_threadpool(sweeper.stop)
             parts.queue.close()
             parts.engine.dispose()
@@ -52,8 +57,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.state.changes = changes
     app.state.routes = []
-    for module in (jobs, checkpoints, artifacts, catalogue, health):
+    for module in (jobs, compare, checkpoints, artifacts, catalogue, health):
         app.include_router(module.router, dependencies=[Depends(only_known_parameters)])
         app.state.routes += module.router.routes
     problems.install(app)
@@ -65,7 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _open(settings: Settings) -> Parts:
+def _open(settings: Settings, changes: Changes) -> Parts:
     engine = make_engine(settings.sqlalchemy_url, pool_size=POOL_SIZE)
     return Parts(
         settings=settings,
@@ -73,4 +79,5 @@ def _open(settings: Settings) -> Parts:
         sessions=make_sessions(engine),
         queue=Queue(make_celery(settings.redis_url.get_secret_value())),
         store=LocalStore(settings.artifact_dir),
+        changes=changes,
     )

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from pydantic import TypeAdapter
 
 from app.api.schemas import Problem
+from app.contract.patch import PATCH
 from app.contract.spec import Spec
 
 _REF = "#/components/schemas/{model}"
@@ -18,6 +19,14 @@ SPEC_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {"application/json": {"schema": {"$ref": _REF.format(model="Spec")}}},
+    }
+}
+
+_PATCH = {"schema": {"$ref": _REF.format(model="JobPatch")}}
+PATCH_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/merge-patch+json": _PATCH, "application/json": _PATCH},
     }
 }
 
@@ -55,13 +64,23 @@ def _mended(document: dict[str, Any]) -> dict[str, Any]:
     schemas = document["components"]["schemas"]
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
-    for model, adapter in (("Spec", TypeAdapter(Spec)), ("Problem", TypeAdapter(Problem))):
+    for model, adapter in (("Spec", TypeAdapter(Spec)), ("JobPatch", PATCH), ("Problem", TypeAdapter(Problem))):
         own = adapter.json_schema(ref_template=_REF)
         schemas.update(own.pop("$defs", {}))
         schemas[model] = own
     for operations in document["paths"].values():
         for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                parameter["schema"] = _without_null(parameter["schema"])
             own_422 = operation["responses"].get("422", {}).get("content", {})
             if "application/json" in own_422:
                 operation["responses"]["422"] = problems(422)[422]
     return document
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter may be left out, and is never null."""
+    members = [member for member in schema.get("anyOf", ()) if member != {"type": "null"}]
+    if len(members) != 1:
+        return schema
+    return members[0] | {name: value for name, value in schema.items() if name != "anyOf"}

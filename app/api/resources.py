@@ -5,19 +5,20 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from urllib.parse import quote
 
-from app.api.schemas import Artifact, Event, Job, Links, Progress
+from app.api.schemas import Artifact, Event, Job, Links, Progress, Queue
 from app.contract.failure import Failure
 from app.contract.result import RESULT
 from app.contract.spec import parse_stored
 from app.contract.status import Status
 from app.db.models import ArtifactRow, EventRow, JobRow
+from app.services.jobs import Place
 
 
 def job_url(job_id: str) -> str:
     return f"/v1/jobs/{job_id}"
 
 
-def job(row: JobRow) -> Job:
+def job(row: JobRow, place: Place | None = None) -> Job:
     url, status = job_url(row.id), Status(row.status)
     return Job(
         id=row.id,
@@ -28,7 +29,9 @@ def job(row: JobRow) -> Job:
         display_name=row.display_name,
         labels=row.labels,
         revision=row.revision,
+        parent_job_id=row.parent_job_id,
         attempt=row.attempt,
+        queue=place and Queue(position=place.position, ahead_seconds_estimate=place.ahead_seconds),
         progress=Progress.model_validate(row.progress) if row.progress else None,
         estimated_finish_at=row.progress["estimated_finish_at"] if row.progress and not status.is_terminal else None,
         result=RESULT.validate_python(row.result) if row.result else None,
@@ -40,8 +43,13 @@ def job(row: JobRow) -> Job:
         updated_at=row.updated_at,
         expires_at=row.expires_at,
         spec=parse_stored(row.spec),
-        links=Links(self=url, **{name: f"{url}/{name}" for name in ("events", "artifacts", "cancel", "retry")}),
+        links=Links(self=url, **{name: f"{url}/{name}" for name in Links.model_fields if name != "self"}),
     )
+
+
+def etag(revision: int, position: int | None = None) -> str:
+    """Weak: what it stands for may be spelt in many ways. A place in the queue changes without the job's doing."""
+    return f'W/"{revision}"' if position is None else f'W/"{revision}.{position}"'
 
 
 def event(row: EventRow) -> Event:
@@ -61,7 +69,10 @@ def artifact(row: ArtifactRow, owner: JobRow) -> Artifact:
     )
 
 
+SOON = "2"
+
+
 def retry_after(row: JobRow) -> str:
     """Seconds until a client should look again: soon for a young job, later for one that takes its time."""
-    age = (datetime.now(UTC) - row.created_at).total_seconds()
-    return "2" if age < 60 else "5" if age < 600 else "15"
+    age = (datetime.now(UTC) - row.queued_at).total_seconds()
+    return SOON if age < 60 else "5" if age < 600 else "15"

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from app.contract.datasets import DatasetInfo
 from app.contract.explain import FieldError
 from app.contract.failure import Failure
+from app.contract.report import Report
 from app.contract.result import Result
 from app.contract.spec import Spec, StoredSpec
 from app.contract.status import Status
@@ -51,12 +52,21 @@ class Progress(Resource):
     updated_at: datetime
 
 
+class Queue(Resource):
+    position: int = Field(ge=1, description="Among all that wait; 1 is next.")
+    ahead_seconds_estimate: float | None = Field(
+        description="Until a worker is free for it, if those ahead take as long as the last jobs did; null when no "
+        "worker is alive, or none has finished a job yet."
+    )
+
+
 class Links(Resource):
     self: str
     events: str
     artifacts: str
     cancel: str
     retry: str
+    rerun: str
 
 
 class Job(Resource):
@@ -70,7 +80,9 @@ class Job(Resource):
     display_name: str | None
     labels: dict[str, str]
     revision: int = Field(description="Grows with every change of this resource.")
+    parent_job_id: str | None = Field(description="The job that this one is a rerun of.")
     attempt: int = Field(description="Number of the current or last attempt; 0 before the first.")
+    queue: Queue | None = Field(description="Of a job that waits, when it is read by itself; null in lists.")
     progress: Progress | None = Field(description="Of the phase that it names; stays when a job ends before its time.")
     estimated_finish_at: datetime | None
     result: Result | None
@@ -80,7 +92,7 @@ class Job(Resource):
     started_at: datetime | None = Field(description="Of the first attempt.")
     finished_at: datetime | None
     updated_at: datetime
-    expires_at: datetime | None
+    expires_at: datetime | None = Field(description="When a job that is done, and its files, will be deleted.")
     spec: StoredSpec = Field(description="The resolved spec, every default filled in.")
     links: Links
 
@@ -124,6 +136,43 @@ class Event(Resource):
     at: datetime
     attempt: int
     data: dict[str, JsonValue]
+
+
+class LineageJob(Resource):
+    id: str
+    kind: str
+    status: Status
+    display_name: str | None
+    created_at: datetime
+
+
+class LineageEdge(Resource):
+    """`to` has read `artifact` of `from`, or will; or is a rerun of it."""
+
+    from_: str = Field(alias="from")
+    to: str
+    relation: str = Field(description="source, initial, teacher, compared or rerun; an open set of words.")
+    artifact: str | None
+    sha256: str | None = Field(description="Of the artifact; null before it is published, and after its deletion.")
+
+
+class Lineage(Resource):
+    """A graph whose edges may name jobs that are deleted, and so are not among `jobs`."""
+
+    jobs: list[LineageJob]
+    edges: list[LineageEdge]
+    truncated: bool = Field(description="Whether there is more than what is told.")
+
+
+class Compared(Resource):
+    """A job and its report, as its `report.json` has it."""
+
+    job: Job
+    report: Report
+
+
+class Comparison(Resource):
+    items: list[Compared]
 
 
 class Worker(Resource):

@@ -53,21 +53,13 @@ def demo(
 
 def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
     """Serve the HTTP API."""
-    import uvicorn
-
+    from app.api.server import serve
     from app.core.logging import configure
     from app.core.settings import Settings
 
-    configure(Settings().log_level)  # also refuses wrong settings before a server is half up
-    uvicorn.run(
-        "app.api.main:create_app",
-        factory=True,
-        host=host,
-        port=port,
-        timeout_graceful_shutdown=10,
-        access_log=False,
-        log_config=None,
-    )
+    settings = Settings()  # wrong ones are refused before a server is half up
+    configure(settings.log_level)
+    serve(settings, host=host, port=port)
 
 
 def worker() -> None:

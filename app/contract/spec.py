@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from pydantic import Field, StringConstraints, TypeAdapter, model_validator
+from pydantic import Field, JsonValue, StringConstraints, TypeAdapter, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.contract.closed import NO_REPEATS, UNIQUE, Closed, refusal
@@ -46,6 +46,9 @@ Label = Annotated[str, StringConstraints(pattern=f"^{_LABEL_KEY}:{_PRINTABLE}{{0
 """Both as one text, for where there is no JSON."""
 
 MAX_LABELS = 16
+
+NO_OTHER_KEYS: dict[str, JsonValue] = {"additionalProperties": False}
+"""Than those of the pattern: for readers of the JSON Schema."""
 
 Channels = Annotated[int, Field(ge=1, le=512)]
 
@@ -137,7 +140,7 @@ class JobSpec(Closed):
     """What every kind of job has."""
 
     display_name: DisplayName | None = None
-    labels: dict[LabelKey, LabelValue] = Field({}, max_length=MAX_LABELS)
+    labels: dict[LabelKey, LabelValue] = Field({}, max_length=MAX_LABELS, json_schema_extra=NO_OTHER_KEYS)
     limits: Limits = Limits()
 
 
@@ -272,6 +275,28 @@ def checkpoints(spec: TrainSpec | PruneSpec) -> tuple[CheckpointRef, ...]:
     begun = spec.initial if isinstance(spec, TrainSpec) else spec.source
     named = [each.teacher for each in taught(spec)]
     return tuple(dict.fromkeys(named if begun is None else [begun, *named]))
+
+
+class Use(NamedTuple):
+    """A job whose files a run reads, and what for."""
+
+    job_id: str
+    relation: Literal["source", "initial", "teacher", "compared"]
+    artifact: str
+
+
+def uses(spec: TrainSpec | PruneSpec | CompareSpec | ImportSpec) -> tuple[Use, ...]:
+    """All that a run reads of other jobs, each once."""
+    if isinstance(spec, ImportSpec):
+        return ()
+    if isinstance(spec, CompareSpec):
+        return tuple(Use(job_id, "compared", "report.json") for job_id in spec.jobs)
+    found = [Use(each.teacher.job_id, "teacher", each.teacher.artifact) for each in taught(spec)]
+    if isinstance(spec, PruneSpec):
+        found.insert(0, Use(spec.source.job_id, "source", spec.source.artifact))
+    elif spec.initial is not None:
+        found.insert(0, Use(spec.initial.job_id, "initial", spec.initial.artifact))
+    return tuple(dict.fromkeys(found))
 
 
 Teachers: TypeAlias = Mapping[CheckpointRef, ModelSpec]

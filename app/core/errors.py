@@ -5,8 +5,11 @@ SecateurError
 ├── PayloadTooLarge 413 · TooDeep 413
 ├── UnsupportedMediaType 415 · RangeBeyondEnd 416
 ├── NotFound 404: JobNotFound, ArtifactNotFound
-├── Conflict 409: JobNotCancellable, JobNotRetryable, UploadNotKept, SourceNotFinished, SourceHasNoResult
-├── InvalidSpec 422 (with one entry a field), InvalidParameter 422, InvalidCheckpoint 422
+├── Conflict 409: JobNotCancellable, JobNotRetryable, UploadNotKept, SourceNotFinished, SourceHasNoResult,
+│   JobNotDone, JobInUse, JobHasNoReport
+├── JobGone 410 · JobChanged 412
+├── InvalidSpec 422 (with one entry a field), InvalidPatch 422, InvalidParameter 422, InvalidCheckpoint 422,
+│   IdempotencyKeyReused 422
 ├── ArtifactUnavailable 500 (the bytes no longer match)
 └── Unavailable 503: StoreFull
 """
@@ -14,8 +17,11 @@ SecateurError
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from types import MappingProxyType
 from typing import ClassVar
+
+from pydantic import JsonValue
 
 from app.contract.explain import FieldError
 
@@ -31,6 +37,8 @@ class SecateurError(Exception):
     title: ClassVar[str] = "Internal error"
     retryable: ClassVar[bool] = False
     headers: Mapping[str, str] = MappingProxyType({})
+    members: Mapping[str, JsonValue] = MappingProxyType({})
+    """Of the problem, beside those that every one has."""
 
     def __init__(self, detail: str, errors: Sequence[FieldError] = ()) -> None:
         super().__init__(detail)
@@ -101,6 +109,30 @@ class SourceHasNoResult(Conflict):
     code, title = "source_has_no_result", "A job that this one needs has failed or was cancelled"
 
 
+class JobNotDone(Conflict):
+    code, title = "job_not_done", "The job has not ended"
+
+
+class JobInUse(Conflict):
+    code, title, retryable = "job_in_use", "Another job still reads this one's files", True
+
+
+class JobHasNoReport(Conflict):
+    code, title = "job_has_no_report", "The job has no report"
+
+
+class JobGone(SecateurError):
+    status, code, title = 410, "job_purged", "The job was deleted"
+
+    def __init__(self, job_id: str, purged_at: datetime) -> None:
+        super().__init__(f"The job {job_id} and its files were deleted, by a client or at the end of its retention.")
+        self.members = {"purged_at": purged_at.isoformat().replace("+00:00", "Z")}
+
+
+class JobChanged(SecateurError):
+    status, code, title, retryable = 412, "job_changed", "The job has changed meanwhile", True
+
+
 class RequestTimeout(SecateurError):
     status, code, title, retryable = 408, "request_timeout", "The body did not arrive in time", True
     headers = _REST_UNREAD
@@ -146,6 +178,17 @@ class UnsupportedMediaType(SecateurError):
 
 class InvalidSpec(SecateurError):
     status, code, title = 422, "invalid_spec", "The spec is invalid"
+
+
+class InvalidPatch(SecateurError):
+    status, code, title = 422, "invalid_patch", "The patch is invalid"
+
+
+class IdempotencyKeyReused(SecateurError):
+    status, code, title = 422, "idempotency_key_reused", "The key belongs to another request"
+
+    def __init__(self) -> None:
+        super().__init__("This Idempotency-Key came with another content before: make a new key for each request.")
 
 
 class InvalidParameter(SecateurError):

@@ -86,5 +86,13 @@ class Settings(BaseSettings):
     @cached_property
     def sqlalchemy_url(self) -> str:
         """`database_url` with the driver that we use."""
-        _, _, rest = self.database_url.get_secret_value().partition("://")
-        return "postgresql+psycopg://" + rest
+        return "postgresql+psycopg://" + self._database
+
+    @cached_property
+    def libpq_url(self) -> str:
+        """`database_url` for the driver itself."""
+        return "postgresql://" + self._database
+
+    @property
+    def _database(self) -> str:
+        return self.database_url.get_secret_value().partition("://")[2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Interval, func
+from sqlalchemy import ColumnElement, Interval, SQLColumnExpression, func
 
 
 def now() -> ColumnElement[Any]:
@@ -12,5 +12,5 @@ def now() -> ColumnElement[Any]:
     return func.clock_timestamp()
 
 
-def seconds(count: float | ColumnElement[Any]) -> ColumnElement[Any]:
+def seconds(count: float | SQLColumnExpression[Any]) -> ColumnElement[Any]:
     return func.make_interval(0, 0, 0, 0, 0, 0, count, type_=Interval)

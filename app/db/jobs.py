@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import and_, case, func, insert, literal, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from app.contract.status import Phase, Status
 from app.db.clock import now, seconds
-from app.db.models import ArtifactRow, EventRow, JobRow
+from app.db.models import TERMINAL_STATES, ArtifactRow, EventRow, JobRow, PurgedRow
 from app.db.moves import LEASED, NewEvent, move, requeued, touched, write_events
 
 PUBLISH_FIRST_SECONDS = 5
 """A submitted job's message is due again so soon, because the first sending may have failed unseen."""
+
+RUNS_MEASURED = 50
+"""How many of the last runs tell how long the next will take."""
 
 CANCEL_SECONDS = 30
 """A cancelled attempt that has not stopped by then is given up: a live worker ends it long before."""
 
 
 def insert_job(
-    session: Session, *, job_id: str, tenant: str, spec: dict[str, Any], spec_version: int, retention_days: int
+    session: Session,
+    *,
+    job_id: str,
+    tenant: str,
+    spec: dict[str, Any],
+    spec_version: int,
+    sources: Sequence[str] = (),
+    parent_job_id: str | None = None,
+    retention_days: int,
 ) -> JobRow:
     """Insert a queued job and its first event. The message to a worker comes after the commit."""
     row = session.execute(
@@ -37,10 +49,12 @@ def insert_job(
             labels=spec["labels"],
             spec=spec,
             spec_version=spec_version,
+            sources=list(sources),
+            parent_job_id=parent_job_id,
+            retention_seconds=retention_days * 86_400,
             events=1,
             queue_deadline=now() + seconds(spec["limits"]["max_queue_seconds"]),
             publish_at=now() + seconds(PUBLISH_FIRST_SECONDS),
-            expires_at=now() + seconds(retention_days * 86_400),
         )
         .returning(JobRow)
     ).scalar_one()
@@ -48,10 +62,37 @@ def insert_job(
     return row
 
 
-def get(session: Session, job_id: str, tenant: str | None = None) -> JobRow | None:
-    """A job by its id; with a tenant, only when it is that tenant's."""
+def get(
+    session: Session, job_id: str, tenant: str | None = None, *, lock: Literal["keep", "purge"] | None = None
+) -> JobRow | None:
+    """A job by its id; with a tenant, only when it is that tenant's. Also one that is purged, whose row may be there
+    for a while. Until the transaction ends, nobody purges what one locks to `keep`, or keeps what one locks to
+    `purge`."""
     query = select(JobRow).where(JobRow.id == job_id)
-    return session.scalar(query if tenant is None else query.where(JobRow.tenant == tenant))
+    if tenant is not None:
+        query = query.where(JobRow.tenant == tenant)
+    if lock is not None:
+        query = query.with_for_update(read=lock == "keep").execution_options(populate_existing=True)
+    return session.scalar(query)
+
+
+class Standing(NamedTuple):
+    """The little of a job that tells whether a client has the present one."""
+
+    revision: int
+    status: str
+    purged_at: datetime | None
+
+
+def standing(session: Session, job_id: str, tenant: str) -> Standing | None:
+    query = select(JobRow.revision, JobRow.status, JobRow.purged_at)
+    row = session.execute(query.where(JobRow.id == job_id, JobRow.tenant == tenant)).one_or_none()
+    return None if row is None else Standing(*row)
+
+
+def purged_at(session: Session, job_id: str, tenant: str) -> datetime | None:
+    """When a job of this tenant was purged whose row is gone."""
+    return session.scalar(select(PurgedRow.purged_at).where(PurgedRow.id == job_id, PurgedRow.tenant == tenant))
 
 
 class Position(NamedTuple):
@@ -61,21 +102,38 @@ class Position(NamedTuple):
     id: str
 
 
+@dataclass(frozen=True)
+class Filter:
+    """What a list is narrowed to: one of the statuses, one of the kinds, and all else."""
+
+    statuses: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    parent: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+EVERYTHING = Filter()
+
+
 def page(
-    session: Session,
-    tenant: str,
-    *,
-    statuses: Sequence[str] = (),
-    kinds: Sequence[str] = (),
-    after: Position | None = None,
-    limit: int,
+    session: Session, tenant: str, wanted: Filter = EVERYTHING, *, after: Position | None = None, limit: int
 ) -> Sequence[JobRow]:
     """Jobs of a tenant, newest first."""
-    query = select(JobRow).where(JobRow.tenant == tenant)
-    if statuses:
-        query = query.where(JobRow.status.in_(statuses))
-    if kinds:
-        query = query.where(JobRow.kind.in_(kinds))
+    query = select(JobRow).where(JobRow.tenant == tenant, JobRow.purged_at.is_(None))
+    if wanted.statuses:
+        query = query.where(JobRow.status.in_(wanted.statuses))
+    if wanted.kinds:
+        query = query.where(JobRow.kind.in_(wanted.kinds))
+    if wanted.created_after:
+        query = query.where(JobRow.created_at > wanted.created_after)
+    if wanted.created_before:
+        query = query.where(JobRow.created_at < wanted.created_before)
+    if wanted.parent:
+        query = query.where(JobRow.parent_job_id == wanted.parent)
+    if wanted.labels:
+        query = query.where(JobRow.labels.contains(dict(wanted.labels)))
     if after:
         query = query.where(tuple_(JobRow.created_at, JobRow.id) < tuple_(literal(after.created_at), literal(after.id)))
     return session.scalars(query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)).all()
@@ -90,6 +148,24 @@ def artifacts(session: Session, job_id: str) -> Sequence[ArtifactRow]:
     return session.scalars(select(ArtifactRow).where(ArtifactRow.job_id == job_id).order_by(ArtifactRow.name)).all()
 
 
+def by_ids(session: Session, job_ids: Collection[str], tenant: str) -> Sequence[JobRow]:
+    return session.scalars(select(JobRow).where(JobRow.id.in_(job_ids), JobRow.tenant == tenant)).all()
+
+
+def built_upon(session: Session, job_id: str, tenant: str, *, limit: int) -> Sequence[JobRow]:
+    """Jobs that read this one's files, and its reruns; the oldest first."""
+    upon = or_(JobRow.sources.contains([job_id]), JobRow.parent_job_id == job_id)
+    query = select(JobRow).where(JobRow.tenant == tenant, JobRow.purged_at.is_(None), upon)
+    return session.scalars(query.order_by(JobRow.created_at, JobRow.id).limit(limit)).all()
+
+
+def digests(session: Session, job_ids: Collection[str]) -> Mapping[tuple[str, str], str]:
+    """The sha256 of each artifact of these jobs, by job and name."""
+    query = select(ArtifactRow.job_id, ArtifactRow.name, ArtifactRow.sha256)
+    rows = session.execute(query.where(ArtifactRow.job_id.in_(job_ids)))
+    return {(row.job_id, row.name): row.sha256 for row in rows}
+
+
 def request_cancel(session: Session, job_id: str, tenant: str) -> Status | None:
     """queued → cancelled, or running → cancelling. None when the job is in neither state."""
     # One statement for both: a job that is just now handed back to the queue must be met in either state.
@@ -101,6 +177,7 @@ def request_cancel(session: Session, job_id: str, tenant: str) -> Status | None:
             status=case((waits, Status.CANCELLED), else_=Status.CANCELLING),
             phase=case((waits, None), else_=JobRow.phase),
             finished_at=case((waits, now())),
+            expires_at=case((waits, now() + seconds(JobRow.retention_seconds))),
             checkpoints=case((waits, literal([], JobRow.checkpoints.type)), else_=JobRow.checkpoints),
             cancel_deadline=case((~waits, now() + seconds(CANCEL_SECONDS))),
             **touched(),
@@ -123,8 +200,45 @@ def retry(session: Session, job_id: str, tenant: str) -> bool:
         "retries": JobRow.retries + 1,
         "tidied_at": None,
     }
-    where = and_(JobRow.id == job_id, JobRow.tenant == tenant, JobRow.status == Status.FAILED)
+    where = and_(
+        JobRow.id == job_id, JobRow.tenant == tenant, JobRow.status == Status.FAILED, JobRow.purged_at.is_(None)
+    )
     return bool(move(session, where, again, [NewEvent("requeued", {"reason": "retry"})]))
+
+
+def relabel(session: Session, job_id: str, *, display_name: str | None, labels: Mapping[str, str]) -> None:
+    move(session, JobRow.id == job_id, {"display_name": display_name, "labels": dict(labels)}, [])
+
+
+def purge(session: Session, job_id: str) -> bool:
+    """Take an ended job from its client: from the commit on it is gone; its bytes and rows go soon after. False when
+    it has not ended, or is purged already."""
+    done = and_(JobRow.id == job_id, JobRow.status.in_(TERMINAL_STATES), JobRow.purged_at.is_(None))
+    return bool(move(session, done, {"purged_at": now()}, []))
+
+
+def user_of(session: Session, job_id: str) -> str | None:
+    """A job that has not ended and reads this one's files."""
+    reads = and_(JobRow.sources.contains([job_id]), JobRow.status.not_in(TERMINAL_STATES))
+    return session.scalar(select(JobRow.id).where(reads).limit(1))
+
+
+def position(session: Session, job_id: str) -> int | None:
+    """Of a queued job among those of all tenants; 1 is next. None when it is not queued."""
+    waits = JobRow.status == Status.QUEUED
+    row = session.execute(select(JobRow.queued_at, JobRow.id).where(JobRow.id == job_id, waits)).one_or_none()
+    if row is None:
+        return None
+    earlier = tuple_(JobRow.queued_at, JobRow.id) < tuple_(literal(row.queued_at), literal(row.id))
+    return 1 + (session.scalar(select(func.count()).where(waits, earlier)) or 0)
+
+
+def mean_run_seconds(session: Session) -> float | None:
+    """Of the jobs that succeeded last."""
+    last = select(JobRow.started_at, JobRow.finished_at).where(JobRow.status == Status.SUCCEEDED)
+    runs = last.order_by(JobRow.finished_at.desc()).limit(RUNS_MEASURED).subquery()
+    mean = session.scalar(select(func.avg(func.extract("epoch", runs.c.finished_at - runs.c.started_at))))
+    return None if mean is None else float(mean)
 
 
 class Depth(NamedTuple):

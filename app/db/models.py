@@ -26,7 +26,7 @@ def _states(*states: Status) -> str:
 
 ALL = _states(*Status)
 LEASED = _states(*(state for state in Status if state.is_leased))
-ENDED = [state.value for state in Status if state.is_terminal]
+TERMINAL_STATES = [state.value for state in Status if state.is_terminal]
 TERMINAL = _states(*(state for state in Status if state.is_terminal))
 
 
@@ -54,7 +54,15 @@ class JobRow(Base):
         CheckConstraint("(status = 'cancelling') = (cancel_deadline IS NOT NULL)", name="limit_while_cancelling"),
         CheckConstraint("status NOT IN ('succeeded', 'cancelled') OR checkpoints = '[]'", name="checkpoints_of_use"),
         CheckConstraint(f"tidied_at IS NULL OR status IN {TERMINAL}", name="tidied_when_terminal"),
+        CheckConstraint(f"(status IN {TERMINAL}) = (expires_at IS NOT NULL)", name="expires_when_terminal"),
+        CheckConstraint(f"purged_at IS NULL OR status IN {TERMINAL}", name="purged_when_terminal"),
         Index("ix_jobs_listing", "tenant", text("created_at DESC"), text("id DESC")),
+        Index("ix_jobs_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
+        Index("ix_jobs_parent", "parent_job_id", postgresql_where=text("parent_job_id IS NOT NULL")),
+        Index("ix_jobs_sources", "sources", postgresql_using="gin"),
+        Index("ix_jobs_expiring", "expires_at", postgresql_where=text("expires_at IS NOT NULL AND purged_at IS NULL")),
+        Index("ix_jobs_succeeded", text("finished_at DESC"), postgresql_where=text("status = 'succeeded'")),
+        Index("ix_jobs_purged", "purged_at", postgresql_where=text("purged_at IS NOT NULL")),
         Index("ix_jobs_queued", "queued_at", postgresql_where=text("status = 'queued'")),
         Index("ix_jobs_leased", "lease_expires_at", postgresql_where=text(f"status IN {LEASED}")),
         Index("ix_jobs_untidied", "queued_at", postgresql_where=text(f"status IN {TERMINAL} AND tidied_at IS NULL")),
@@ -69,6 +77,8 @@ class JobRow(Base):
     labels: Mapped[dict[str, Any]]
     spec: Mapped[dict[str, Any]]
     spec_version: Mapped[int]
+    parent_job_id: Mapped[str | None] = mapped_column(comment="The job that this one is a rerun of.")
+    sources: Mapped[list[str]] = mapped_column(server_default="{}", comment="The jobs whose files it reads.")
     revision: Mapped[int] = mapped_column(BigInteger, server_default="1")
     events: Mapped[int] = mapped_column(server_default="0", comment="The last event's seq.")
     attempt: Mapped[int] = mapped_column(server_default="0", comment="The fencing token of the last attempt.")
@@ -86,7 +96,9 @@ class JobRow(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    retention_seconds: Mapped[int] = mapped_column(comment="From its end to its purge.")
     expires_at: Mapped[datetime | None]
+    purged_at: Mapped[datetime | None] = mapped_column(comment="Gone for clients since then; its bytes go next.")
     queue_deadline: Mapped[datetime]
     runtime_deadline: Mapped[datetime | None]
     publish_at: Mapped[datetime] = mapped_column(comment="When the wake-up message is due (again).")
@@ -123,6 +135,40 @@ class ArtifactRow(Base):
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class PurgedRow(Base):
+    """What is left of a purged job: enough to say that it is gone, and to whom."""
+
+    __tablename__ = "purged_jobs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    purged_at: Mapped[datetime]
+
+
+class IdempotencyRow(Base):
+    """What a request with an `Idempotency-Key` made, and was answered."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index("ix_idempotency_keys_created_at", "created_at"),)
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    route: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    content_sha256: Mapped[str]
+    job_id: Mapped[str | None] = mapped_column(comment="Set, as is the answer, by the transaction that made the key.")
+    answer: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class SecretRow(Base):
+    """What all processes must know and nobody chose: made by the first one that asks."""
+
+    __tablename__ = "secrets"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
 
 
 class ApiKeyRow(Base):

@@ -19,7 +19,11 @@ from app.db.models import EventRow, JobRow
 LEASED = [status.value for status in Status if status.is_leased]
 
 NO_LEASE: dict[str, Any] = {"lease_owner": None, "lease_expires_at": None, "cancel_deadline": None}
-ENDED: dict[str, Any] = NO_LEASE | {"finished_at": now(), "phase": None}
+ENDED: dict[str, Any] = NO_LEASE | {
+    "finished_at": now(),
+    "phase": None,
+    "expires_at": now() + seconds(JobRow.retention_seconds),
+}
 
 
 class NewEvent(NamedTuple):
@@ -34,6 +38,7 @@ def requeued() -> dict[str, Any]:
         "status": Status.QUEUED,
         "phase": Phase.WAITING,
         "progress": None,
+        "expires_at": None,
         "queued_at": now(),
         # The limit on waiting counts from here again: time spent running is not time spent waiting.
         "queue_deadline": now() + seconds(JobRow.spec["limits"]["max_queue_seconds"].as_integer()),

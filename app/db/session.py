@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
@@ -28,6 +29,15 @@ _SERVER_SIDE = {
 }
 
 
+# A server that vanished from the network without a word is noticed within half a minute.
+KEEPALIVE: dict[str, Any] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+
+
 def make_engine(sqlalchemy_url: str, *, pool_size: int = 5) -> Engine:
     """An engine whose connections speak UTC, notice a dead server, are noticed when dead, and never wait for ever."""
     return create_engine(
@@ -41,11 +51,7 @@ def make_engine(sqlalchemy_url: str, *, pool_size: int = 5) -> Engine:
             "connect_timeout": CONNECT_SECONDS,
             "options": " ".join(f"-c {name}={value}" for name, value in _SERVER_SIDE.items()),
             "application_name": "secateur",
-            # A server that vanished from the network without a word is noticed within half a minute.
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 25_000,
+            **KEEPALIVE,
         },
     )
 

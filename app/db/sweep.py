@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, and_, any_, cast, func, literal, or_, select, update
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, and_, any_, cast, delete, func, insert, literal, or_, select, update
+from sqlalchemy.dialects.postgresql import JSONB, array
+from sqlalchemy.orm import Session, aliased
 
 from app.contract.failure import Failure, FailureCode
 from app.contract.status import Status
 from app.db.clock import now, seconds
-from app.db.models import ENDED as ENDED_STATES
-from app.db.models import JobRow
+from app.db.models import TERMINAL_STATES, IdempotencyRow, JobRow, PurgedRow
 from app.db.moves import ENDED, LEASED, NewEvent, move, requeued
 
 SWEEP_BATCH = 100
 TIDY_BATCH = 20
 """Their rows are locked for as long as it takes to remove files."""
+
+PURGE_GRACE_SECONDS = 30
+"""From a job's purge to the removal of its bytes: who was just then allowed to read them has them open by then."""
+
+KEY_KEPT_SECONDS = 2 * 86_400
+"""An idempotency key; a day is promised."""
+
+MARK_KEPT_SECONDS = 365 * 86_400
+"""Of a purged job: 410 that long, then 404."""
 
 
 def _batch(where: ColumnElement[bool]) -> ColumnElement[bool]:
@@ -110,6 +118,42 @@ def make_all_due(session: Session) -> int:
     return len(session.scalars(statement.returning(JobRow.id)).all())
 
 
+def expire(session: Session) -> list[str]:
+    """Purge some jobs whose time is over, but none that another one still reads. Returns their ids."""
+    reader = aliased(JobRow)
+    read = select(reader.id).where(reader.sources.contains(array([JobRow.id])), reader.status.not_in(TERMINAL_STATES))
+    over = and_(JobRow.expires_at <= now(), JobRow.purged_at.is_(None), ~read.exists())
+    query = select(JobRow.id).where(over).order_by(JobRow.expires_at).limit(SWEEP_BATCH)
+    chosen = session.scalars(query.with_for_update(skip_locked=True)).all()
+    if not chosen:
+        return []
+    # Asked again, now that they are locked: a job may have been submitted upon one of them meanwhile.
+    users = and_(JobRow.sources.overlap(chosen), JobRow.status.not_in(TERMINAL_STATES))
+    used = set(session.scalars(select(func.unnest(JobRow.sources)).where(users)))
+    free = and_(JobRow.id.in_(set(chosen) - used))
+    return [row.id for row in move(session, free, {"purged_at": now()}, [])]
+
+
+def doomed(session: Session) -> Sequence[str]:
+    """Some purged jobs whose bytes are to go, their rows locked until the transaction ends. Then they are `buried`."""
+    over = JobRow.purged_at <= now() - seconds(PURGE_GRACE_SECONDS)
+    query = select(JobRow.id).where(over).order_by(JobRow.purged_at).limit(TIDY_BATCH)
+    return session.scalars(query.with_for_update(skip_locked=True)).all()
+
+
+def buried(session: Session, job_ids: Sequence[str]) -> None:
+    """Their bytes are gone: so are their rows, log and list of artifacts, but for the mark that they were there."""
+    gone = select(JobRow.id, JobRow.tenant, JobRow.purged_at).where(JobRow.id.in_(job_ids))
+    session.execute(insert(PurgedRow).from_select(["id", "tenant", "purged_at"], gone))
+    session.execute(delete(JobRow).where(JobRow.id.in_(job_ids)))
+
+
+def forget(session: Session) -> None:
+    """What nobody can ask for any more: old idempotency keys, and marks of jobs that were purged long ago."""
+    session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < now() - seconds(KEY_KEPT_SECONDS)))
+    session.execute(delete(PurgedRow).where(PurgedRow.purged_at < now() - seconds(MARK_KEPT_SECONDS)))
+
+
 class Ended(NamedTuple):
     """A job that has ended, whose files are still to be put in order."""
 
@@ -123,7 +167,8 @@ class Ended(NamedTuple):
 def untidied(session: Session) -> list[Ended]:
     """Some jobs that ended and still may have files of losing attempts. They are locked until the transaction ends, so
     that a retry waits. `tidied` marks those that are in order."""
-    query = select(JobRow).where(JobRow.status.in_(ENDED_STATES), JobRow.tidied_at.is_(None)).order_by(JobRow.queued_at)
+    untidied = and_(JobRow.status.in_(TERMINAL_STATES), JobRow.tidied_at.is_(None))
+    query = select(JobRow).where(untidied).order_by(JobRow.queued_at)
     rows = session.scalars(query.limit(TIDY_BATCH).with_for_update(skip_locked=True))
     return [
         Ended(
@@ -139,7 +184,7 @@ def uploads_needed(session: Session, job_ids: Collection[str]) -> dict[str, bool
     """Of those that are jobs: whether an attempt may still read the job's upload. A failed job that may go well when it
     is tried again keeps its own, as a failed training keeps its checkpoints."""
     may_be_retried = JobRow.error["retryable"].as_boolean()
-    needed = or_(JobRow.status.not_in(ENDED_STATES), and_(JobRow.status == Status.FAILED, may_be_retried))
+    needed = or_(JobRow.status.not_in(TERMINAL_STATES), and_(JobRow.status == Status.FAILED, may_be_retried))
     rows = session.execute(select(JobRow.id, needed).where(JobRow.id.in_(job_ids)))
     return {job_id: bool(wanted) for job_id, wanted in rows}
 

@@ -9,7 +9,9 @@ from typing import NamedTuple
 from sqlalchemy.orm import Session
 
 from app.contract.artifacts import ARTIFACTS
-from app.core.errors import ArtifactNotFound, ArtifactUnavailable
+from app.contract.report import Report
+from app.contract.status import Status
+from app.core.errors import ArtifactNotFound, ArtifactUnavailable, JobHasNoReport
 from app.db import jobs
 from app.db.models import ArtifactRow, JobRow
 from app.services.jobs import get
@@ -39,3 +41,20 @@ def open_artifact(session: Session, store: ArtifactStore, tenant: str, job_id: s
             f"The bytes of {name} are missing or no longer match their sha256: run the job again."
         )
     return OpenArtifact(record, path)
+
+
+def reports(
+    session: Session, store: ArtifactStore, tenant: str, job_ids: Sequence[str]
+) -> Sequence[tuple[JobRow, Report]]:
+    """Jobs with their reports. Raises as `get` and `open_artifact` do, and JobHasNoReport."""
+    return [_with_report(session, store, tenant, job_id) for job_id in dict.fromkeys(job_ids)]
+
+
+def _with_report(session: Session, store: ArtifactStore, tenant: str, job_id: str) -> tuple[JobRow, Report]:
+    row = get(session, tenant, job_id)
+    if row.status != Status.SUCCEEDED or row.kind not in ("train", "prune"):
+        raise JobHasNoReport(
+            f"{job_id} is a {row.kind} job that is {row.status}: only finished train and prune jobs do."
+        )
+    path = open_artifact(session, store, tenant, job_id, "report.json").path
+    return row, Report.model_validate_json(path.read_bytes())

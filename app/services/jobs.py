@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
 from app.contract.explain import MALFORMED, MOST_ERRORS, FieldError, explain
+from app.contract.patch import PATCH, JobPatch
 from app.contract.reference import JOB_ID_PATTERN, CheckpointRef
 from app.contract.spec import (
+    MAX_LABELS,
     SPEC,
     SPEC_VERSION,
     UNTAUGHT,
@@ -31,23 +31,32 @@ from app.contract.spec import (
     parse_stored,
     refuse_misfit,
     taught,
+    uses,
 )
 from app.contract.status import Status
 from app.core.errors import (
     InvalidCursor,
+    InvalidPatch,
     InvalidSpec,
+    JobChanged,
+    JobGone,
+    JobInUse,
     JobNotCancellable,
+    JobNotDone,
     JobNotFound,
     JobNotRetryable,
     Malformed,
+    SecateurError,
     SourceHasNoResult,
     SourceNotFinished,
     TooDeep,
     UploadNotKept,
 )
 from app.core.ids import new_job_id
-from app.db import jobs
+from app.db import jobs, workers
+from app.db.jobs import Filter, Position
 from app.db.models import EventRow, JobRow
+from app.services import cursors
 
 AnySpec = TrainSpec | PruneSpec | CompareSpec
 
@@ -60,16 +69,27 @@ def parse(document: bytes | str) -> AnySpec:
         return parse_spec(document)
     except ValidationError as error:
         _refuse_import(error)
-        found = explain(error, SPEC)
+        raise _refused(explain(error, SPEC), InvalidSpec, "spec") from error
+
+
+def parse_patch(document: bytes) -> JobPatch:
+    """What to change of a job, from a request's body. Raises Malformed, or InvalidPatch with an entry a field."""
+    try:
+        return PATCH.validate_json(document)
+    except ValidationError as error:
+        raise _refused(explain(error, PATCH), InvalidPatch, "patch") from error
+
+
+def _refused(found: list[FieldError], refusal: type[SecateurError], what: str) -> SecateurError:
     if found[0].code == MALFORMED and "recursion limit" in found[0].detail:
-        raise TooDeep
+        return TooDeep()
     if found[0].code == MALFORMED:
-        raise Malformed(found[0].detail + ". Send one JSON object as UTF-8.")
+        return Malformed(found[0].detail + ". Send one JSON object as UTF-8.")
     if len(found) == 1:
-        raise InvalidSpec("One field of the spec must be mended; `errors` says which.", found)
+        return refusal(f"One field of the {what} must be mended; `errors` says which.", found)
     if len(found) == MOST_ERRORS:
-        raise InvalidSpec(f"Many fields of the spec must be mended; `errors` has the first {MOST_ERRORS}.", found)
-    raise InvalidSpec(f"{len(found)} fields of the spec must be mended; `errors` says which.", found)
+        return refusal(f"Many fields of the {what} must be mended; `errors` has the first {MOST_ERRORS}.", found)
+    return refusal(f"{len(found)} fields of the {what} must be mended; `errors` says which.", found)
 
 
 def _refuse_import(error: ValidationError) -> None:
@@ -77,6 +97,9 @@ def _refuse_import(error: ValidationError) -> None:
     if first["type"] == "union_tag_invalid" and not first["loc"] and first["ctx"]["tag"] == "import":
         detail = "an import is not submitted: send the file itself to POST /v1/checkpoints"
         raise InvalidSpec(detail, [FieldError(pointer="/kind", code="upload_wanted", detail=detail)]) from error
+
+
+FILTER = TypeAdapter(Filter)
 
 
 class JobPage(NamedTuple):
@@ -190,9 +213,10 @@ class _Finished(NamedTuple):
 
 
 def _finished(session: Session, tenant: str, job_id: str, pointer: str) -> _Finished:
-    """Spec and result of a succeeded job of this tenant that has a network."""
-    row = jobs.get(session, job_id, tenant)
-    if row is None:
+    """Spec and result of a succeeded job of this tenant that has a network. Nobody purges it until the transaction
+    ends, when a job that reads its files may be there."""
+    row = jobs.get(session, job_id, tenant, lock="keep")
+    if row is None or row.purged_at is not None:
         detail = f"there is no job {job_id}"
         raise InvalidSpec(detail, [FieldError(pointer=pointer, code="source_not_found", detail=detail)])
     spec = parse_stored(row.spec)
@@ -208,13 +232,23 @@ def _finished(session: Session, tenant: str, job_id: str, pointer: str) -> _Fini
     return _Finished(spec, row.result)
 
 
-def submit(session: Session, tenant: str, spec: AnySpec, *, retention_days: int) -> JobRow:
+def submit(
+    session: Session, tenant: str, spec: AnySpec, *, retention_days: int, parent_job_id: str | None = None
+) -> JobRow:
     """Resolve the spec and insert the job."""
     resolved = resolve(session, tenant, spec).spec
-    return insert(session, new_job_id(), tenant, resolved, retention_days=retention_days)
+    return insert(session, new_job_id(), tenant, resolved, retention_days=retention_days, parent_job_id=parent_job_id)
 
 
-def insert(session: Session, job_id: str, tenant: str, spec: StoredSpec, *, retention_days: int) -> JobRow:
+def insert(
+    session: Session,
+    job_id: str,
+    tenant: str,
+    spec: StoredSpec,
+    *,
+    retention_days: int,
+    parent_job_id: str | None = None,
+) -> JobRow:
     """Insert a job of a resolved spec."""
     return jobs.insert_job(
         session,
@@ -222,16 +256,63 @@ def insert(session: Session, job_id: str, tenant: str, spec: StoredSpec, *, rete
         tenant=tenant,
         spec=spec.model_dump(mode="json"),
         spec_version=SPEC_VERSION,
+        sources=sorted({use.job_id for use in uses(spec)}),
+        parent_job_id=parent_job_id,
         retention_days=retention_days,
     )
 
 
-def get(session: Session, tenant: str, job_id: str) -> JobRow:
+def get(session: Session, tenant: str, job_id: str, *, lock: Literal["purge"] | None = None) -> JobRow:
+    """Raises JobNotFound or JobGone."""
     # What is no id at all never reaches the database, which would choke on some of it.
-    row = jobs.get(session, job_id, tenant) if _JOB_ID.match(job_id) else None
-    if row is None:
-        raise JobNotFound(job_id)
+    row = jobs.get(session, job_id, tenant, lock=lock) if _JOB_ID.match(job_id) else None
+    if row is None or row.purged_at is not None:
+        raise _missing(session, tenant, job_id, row.purged_at if row else None)
     return row
+
+
+class Version(NamedTuple):
+    revision: int
+    status: Status
+    position: int | None
+    """In the queue."""
+
+
+def version(session: Session, tenant: str, job_id: str) -> Version:
+    """What tells whether a client's copy is the present one, at a small part of the cost. Raises as `get` does."""
+    found = jobs.standing(session, job_id, tenant) if _JOB_ID.match(job_id) else None
+    if found is None or found.purged_at is not None:
+        raise _missing(session, tenant, job_id, found.purged_at if found else None)
+    status = Status(found.status)
+    return Version(found.revision, status, jobs.position(session, job_id) if status is Status.QUEUED else None)
+
+
+class Place(NamedTuple):
+    """Where a job waits, and for about how long."""
+
+    position: int
+    ahead_seconds: float | None
+    """None as long as nobody works, or nothing has been measured."""
+
+
+def place(session: Session, job_id: str) -> Place | None:
+    """Of a queued job."""
+    position = jobs.position(session, job_id)
+    return None if position is None else Place(position, _ahead_seconds(session, position - 1))
+
+
+def _ahead_seconds(session: Session, ahead: int) -> float | None:
+    """Until a worker is free: those ahead run as long as the last ones did, and those that run are half through."""
+    mean, alive, running = jobs.mean_run_seconds(session), workers.count_alive(session), jobs.depth(session).running
+    if mean is None or not alive:
+        return None
+    return 0.0 if ahead + running < alive else mean * (ahead + running / 2) / alive
+
+
+def _missing(session: Session, tenant: str, job_id: str, purged_at: datetime | None) -> SecateurError:
+    if purged_at is None and _JOB_ID.match(job_id):
+        purged_at = jobs.purged_at(session, job_id, tenant)
+    return JobNotFound(job_id) if purged_at is None else JobGone(job_id, purged_at)
 
 
 def cancel(session: Session, tenant: str, job_id: str) -> tuple[JobRow, bool]:
@@ -252,36 +333,65 @@ def retry(session: Session, tenant: str, job_id: str) -> JobRow:
     changed = jobs.retry(session, job_id, tenant)
     row = get(session, tenant, job_id)
     if not changed:
-        hint = "wait for its end" if not Status(row.status).is_terminal else "submit its spec as a new job"
+        hint = "wait for its end" if not Status(row.status).is_terminal else "rerun it as a new job"
         raise JobNotRetryable(f"Only a failed job can be retried, and this one is {row.status}: {hint}.")
     return row
 
 
-def page(
-    session: Session, tenant: str, *, statuses: Sequence[str], kinds: Sequence[str], cursor: str | None, limit: int
-) -> JobPage:
-    after = _decode(cursor) if cursor else None
-    rows = jobs.page(session, tenant, statuses=statuses, kinds=kinds, after=after, limit=limit + 1)
-    more = len(rows) > limit
-    return JobPage(rows[:limit], _encode(rows[limit - 1]) if more else None)
+def rerun(session: Session, tenant: str, job_id: str, *, retention_days: int) -> JobRow:
+    """A new job of the same spec. Raises UploadNotKept, and what submitting it anew raises."""
+    before = get(session, tenant, job_id)
+    spec = parse_stored(before.spec)
+    if isinstance(spec, ImportSpec):
+        raise UploadNotKept("An import is about a file that is not kept: upload it anew.")
+    return submit(session, tenant, spec, retention_days=retention_days, parent_job_id=job_id)
+
+
+def relabel(session: Session, tenant: str, job_id: str, patch: JobPatch, *, revision: int | None) -> JobRow:
+    """Change what the job is called; with a revision, only when that is still the present one. Raises JobChanged, or
+    InvalidPatch when there would be too many labels."""
+    row = get(session, tenant, job_id, lock="purge")
+    if revision is not None and row.revision != revision:
+        raise JobChanged(f"The job is at revision {row.revision} by now: read it again, and decide again.")
+    labels = {key: value for key, value in {**row.labels, **patch.labels}.items() if value is not None}
+    if len(labels) > MAX_LABELS:
+        detail = f"the job would have {len(labels)} labels, and may have {MAX_LABELS}: remove some with null"
+        raise InvalidPatch(detail, [FieldError(pointer="/labels", code="too_long", detail=detail)])
+    name = patch.display_name if "display_name" in patch.model_fields_set else row.display_name
+    if (name, labels) != (row.display_name, row.labels):
+        jobs.relabel(session, job_id, display_name=name, labels=labels)
+    return get(session, tenant, job_id, lock="purge")
+
+
+def delete(session: Session, tenant: str, job_id: str) -> None:
+    """Take an ended job and its files away, for good. Raises JobNotDone or JobInUse."""
+    # The row is locked first: a job that is just now submitted upon it keeps it, and is seen by the next statement.
+    row = get(session, tenant, job_id, lock="purge")
+    if not Status(row.status).is_terminal:
+        raise JobNotDone(f"The job is {row.status}: cancel it, or wait for its end.")
+    if (user := jobs.user_of(session, job_id)) is not None:
+        raise JobInUse(f"{user} has not ended and reads this job's files: cancel it, or wait for its end.")
+    jobs.purge(session, job_id)
+
+
+def page(session: Session, tenant: str, wanted: Filter, *, cursor: str | None, limit: int) -> JobPage:
+    """A page of the list. A cursor brings its filter with it. Raises InvalidCursor."""
+    after = None
+    if cursor:
+        content = cursors.decode(session, tenant, cursor)
+        of_cursor = FILTER.validate_python(content["filter"])
+        if wanted not in (Filter(), of_cursor):
+            raise InvalidCursor("The cursor is of a list with other filters: send it alone, or with the same ones.")
+        wanted, after = of_cursor, Position(datetime.fromisoformat(content["at"]), content["id"])
+    rows = jobs.page(session, tenant, wanted, after=after, limit=limit + 1)
+    if len(rows) <= limit:
+        return JobPage(rows, None)
+    last = rows[limit - 1]
+    content = {"at": last.created_at.isoformat(), "id": last.id, "filter": FILTER.dump_python(wanted, mode="json")}
+    return JobPage(rows[:limit], cursors.encode(session, tenant, content))
 
 
 def event_page(session: Session, tenant: str, job_id: str, *, after: int, limit: int) -> EventPage:
     get(session, tenant, job_id)
     rows = jobs.events(session, job_id, after=after, limit=limit + 1)
     return EventPage(rows[:limit], str(rows[limit - 1].seq) if len(rows) > limit else None)
-
-
-def _encode(row: JobRow) -> str:
-    return base64.urlsafe_b64encode(json.dumps([row.created_at.isoformat(), row.id]).encode()).decode()
-
-
-def _decode(cursor: str) -> jobs.Position:
-    try:
-        created_at, job_id = json.loads(base64.b64decode(cursor, altchars=b"-_", validate=True))
-        position = jobs.Position(datetime.fromisoformat(created_at), str(job_id))
-    except (ValueError, TypeError, RecursionError):
-        position = None
-    if position is None or position.created_at.tzinfo is None or not _JOB_ID.match(position.id):
-        raise InvalidCursor("The cursor is not one that a page of this list gave: start again without it.")
-    return position

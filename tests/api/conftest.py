@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -8,6 +11,7 @@ import pytest
 from app.db.session import session_scope
 from app.local import Stack
 from app.services.keys import create_key
+from tests.waiting import wait_until
 
 
 def client_with(running: Stack, token: str) -> httpx.Client:
@@ -25,3 +29,26 @@ def stranger(idle_service: Stack) -> Iterator[httpx.Client]:
         _, token = create_key(session, tenant="stranger", name="stranger")
     with client_with(idle_service, token) as client:
         yield client
+
+
+@pytest.fixture
+def newcomer(idle_service: Stack) -> Iterator[httpx.Client]:
+    """Speaks for a tenant without jobs, to the service without a worker."""
+    with session_scope(sqlalchemy_url(idle_service)) as session:
+        _, token = create_key(session, tenant=uuid4().hex, name="newcomer")
+    with client_with(idle_service, token) as client:
+        yield client
+
+
+def restart_api(running: Stack, http: httpx.Client) -> None:
+    """Kill the API's process, and wait until the one that takes its place answers."""
+    before = running.children["api"].pid
+    os.kill(before, signal.SIGKILL)
+
+    def answers() -> bool:
+        try:
+            return running.children["api"].pid != before and http.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    wait_until(answers, timeout=60, what="another API process answers")

@@ -1,26 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from uuid import uuid4
-
 import httpx
 import pytest
 
-from app.db.session import session_scope
-from app.local import Stack
-from app.services.keys import create_key
-from tests.api.conftest import client_with, sqlalchemy_url
 from tests.specs import Document, compare_spec, ended, finished, prune_spec, read, submit, train_spec
 from tests.waiting import wait_until
-
-
-@pytest.fixture
-def newcomer(idle_service: Stack) -> Iterator[httpx.Client]:
-    """Speaks for a tenant without jobs, to the service without a worker."""
-    with session_scope(sqlalchemy_url(idle_service)) as session:
-        _, token = create_key(session, tenant=uuid4().hex, name="newcomer")
-    with client_with(idle_service, token) as client:
-        yield client
 
 
 def _ids(page: Document) -> list[str]:
@@ -228,5 +212,5 @@ def test_only_a_failed_job_of_ones_own_is_retried(
     refused = idle_http.post(waiting["links"]["retry"])
     assert (refused.status_code, refused.json()["code"]) == (409, "job_not_retryable")
     assert "wait for its end" in refused.json()["detail"]
-    assert "submit its spec as a new job" in http.post(trained["links"]["retry"]).json()["detail"]
+    assert "rerun it as a new job" in http.post(trained["links"]["retry"]).json()["detail"]
     assert stranger.post(waiting["links"]["retry"]).status_code == 404

@@ -11,11 +11,22 @@ import pytest
 
 from app.local import Stack
 
-# No description can say which cursors a list has given, which jobs there are to build on, and what a state dict is.
+# No description can say which cursors a list has given, which jobs there are to build on, what a state dict is,
+# which key is new, and that no label is given twice.
+# A stream of a job that waits has no end, and no test of a description should wait for a change.
 CONFIG = """\
 [[operations]]
+include-name = "GET /v1/jobs/{job_id}/events/stream"
+enabled = false
+[[operations]]
+include-name = "GET /v1/jobs/{job_id}"
+parameters = { "query.wait" = 0 }
+[[operations]]
 include-name = "GET /v1/jobs"
-checks.positive_data_acceptance.expected-statuses = ["2xx", 400]
+checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 422]
+[[operations]]
+include-name = "POST /v1/jobs/{job_id}/rerun"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 410, 422]
 [[operations]]
 include-name = "POST /v1/jobs"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 422]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any
@@ -30,12 +30,23 @@ class Jobs:
         self.sessions = sessions
 
     def queued(self, *, tenant: str = "default", **overrides: Any) -> str:
+        with self.sessions.begin() as session:
+            return self.insert(session, tenant=tenant, **overrides)
+
+    def insert(
+        self, session: Session, *, tenant: str = "default", sources: Sequence[str] = (), **overrides: Any
+    ) -> str:
         spec = parse_spec(train_spec(**overrides)).model_dump(mode="json")
         job_id = f"job_{uuid4().hex}"
-        with self.sessions.begin() as session:
-            jobs.insert_job(
-                session, job_id=job_id, tenant=tenant, spec=spec, spec_version=SPEC_VERSION, retention_days=30
-            )
+        jobs.insert_job(
+            session,
+            job_id=job_id,
+            tenant=tenant,
+            spec=spec,
+            spec_version=SPEC_VERSION,
+            sources=sources,
+            retention_days=30,
+        )
         return job_id
 
     def running(self, job_id: str | None = None) -> str:

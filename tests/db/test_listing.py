@@ -4,7 +4,7 @@ from sqlalchemy import text
 
 from app.contract.status import Status
 from app.db import jobs
-from app.db.jobs import Position
+from app.db.jobs import Filter, Position
 from tests.db.conftest import Jobs
 
 
@@ -45,7 +45,7 @@ def test_filters_join(made: Jobs) -> None:
     queued, running = made.queued(), made.running()
     made.in_state(Status.SUCCEEDED)
     with made.sessions() as session:
-        both = jobs.page(session, "default", statuses=["queued", "running"], kinds=["train"], limit=10)
-        none = jobs.page(session, "default", statuses=["queued"], kinds=["prune"], limit=10)
+        both = jobs.page(session, "default", Filter(statuses=("queued", "running"), kinds=("train",)), limit=10)
+        none = jobs.page(session, "default", Filter(statuses=("queued",), kinds=("prune",)), limit=10)
     assert {row.id for row in both} == {queued, running}
     assert none == []

@@ -2,23 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from typing import Annotated, NamedTuple
 
-from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import AwareDatetime
+from starlette.concurrency import run_in_threadpool
 
 from app.api import resources
-from app.api.deps import PartsDep, ReaderDep, SessionDep, SpecDep, WriterDep
-from app.api.openapi import SPEC_BODY, problems
-from app.api.schemas import Estimate, Event, Job, Page, Validation
+from app.api.accepted import accepted
+from app.api.deps import (
+    IdempotencyKey,
+    LabelPairs,
+    Parts,
+    PartsDep,
+    PatchDep,
+    PatientReaderDep,
+    ReaderDep,
+    SessionDep,
+    SpecDep,
+    WriterDep,
+    labels_of,
+)
+from app.api.openapi import PATCH_BODY, SPEC_BODY, problems
+from app.api.schemas import Estimate, Event, Job, Lineage, LineageEdge, LineageJob, Page, Validation
+from app.contract.reference import JobId
 from app.contract.spec import CompareSpec, Kind, all_macs
 from app.contract.status import Status
-from app.services import jobs
+from app.db.jobs import Filter
+from app.db.models import EventRow
+from app.db.session import AWAY
+from app.services import jobs, lineage
+from app.services.idempotency import Request as Once
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 Limit = Annotated[int, Query(ge=1, description="Entries a page; at most 100, more is taken as 100.")]
+After = Annotated[int, Query(ge=0, lt=2**31, description="Only entries with a greater `seq`.")]
 MOST = 100
+
+MOST_WAIT = 30
+"""Seconds; less than what proxies allow a silent request."""
+
+LOOK_SECONDS = 15
+"""A stream looks at the log so often even when nothing tells it to."""
+
+PRIVATE = "private, no-cache"
 
 
 @router.post(
@@ -36,18 +73,21 @@ def submit(
     session: SessionDep,
     parts: PartsDep,
     background: BackgroundTasks,
-    response: Response,
+    key: IdempotencyKey = None,
     validate_only: Annotated[bool, Query(description="Check and resolve the spec, and store nothing.")] = False,
-) -> Any:
+) -> Response:
     """Submit a job. It is accepted once it is stored; poll `Location` until `done`."""
     if validate_only:
         return _validated(jobs.resolve(session, who.tenant, spec))
-    row = jobs.submit(session, who.tenant, spec, retention_days=parts.settings.retention_days)
-    # Runs after the commit and the answer: a broker that is away or slow costs the client nothing.
-    background.add_task(parts.queue.wake, row.id)
-    response.headers["Location"] = resources.job_url(row.id)
-    response.headers["Retry-After"] = resources.retry_after(row)
-    return resources.job(row)
+    # What the client has written, and no defaults: those of a newer release may be others.
+    content = spec.model_dump(mode="json", exclude_unset=True)
+    return accepted(
+        session,
+        parts.queue,
+        background,
+        Once(who.tenant, "submit_job", key, content),
+        lambda: jobs.submit(session, who.tenant, spec, retention_days=parts.settings.retention_days),
+    )
 
 
 def _validated(resolved: jobs.Resolved) -> JSONResponse:
@@ -67,13 +107,25 @@ def list_jobs(
     session: SessionDep,
     request: Request,
     response: Response,
-    status: Annotated[list[Status], Query(description="Repeatable.")] = [],  # noqa: B006 - FastAPI copies it
-    kind: Annotated[list[Kind], Query(description="Repeatable.")] = [],  # noqa: B006
-    cursor: str | None = None,
+    status: Annotated[list[Status], Query(description="Repeatable: any of them.")] = [],  # noqa: B006 - FastAPI copies it
+    kind: Annotated[list[Kind], Query(description="Repeatable: any of them.")] = [],  # noqa: B006
+    created_after: Annotated[AwareDatetime | None, Query(description="RFC 3339; later than this.")] = None,
+    created_before: Annotated[AwareDatetime | None, Query(description="RFC 3339; earlier than this.")] = None,
+    parent: Annotated[JobId | None, Query(description="Reruns of this job.")] = None,
+    label: LabelPairs = [],  # noqa: B006
+    cursor: Annotated[str | None, Query(description="Of the page before; it brings that one's filters along.")] = None,
     limit: Limit = 20,
 ) -> Page[Job]:
     """Your jobs, newest first."""
-    page = jobs.page(session, who.tenant, statuses=status, kinds=kind, cursor=cursor, limit=min(limit, MOST))
+    wanted = Filter(
+        statuses=tuple(sorted(set(status))),
+        kinds=tuple(sorted(set(kind))),
+        created_after=created_after,
+        created_before=created_before,
+        parent=parent,
+        labels=labels_of(label),
+    )
+    page = jobs.page(session, who.tenant, wanted, cursor=cursor, limit=min(limit, MOST))
     link_next(request, response, cursor=page.next_cursor)
     return Page(items=[resources.job(row) for row in page.items], next_cursor=page.next_cursor)
 
@@ -85,21 +137,108 @@ def link_next(request: Request, response: Response, **parameter: str | None) -> 
         response.headers["Link"] = f'<{url.path}?{url.query}>; rel="next"'
 
 
-@router.get("/{job_id}", operation_id="get_job", responses=problems(404))
-def get_job(job_id: str, who: ReaderDep, session: SessionDep, response: Response) -> Job:
+@router.get(
+    "/{job_id}",
+    response_model=Job,
+    operation_id="get_job",
+    responses=problems(404, 410, 422) | {304: {"description": "The client's copy is the present one."}},
+)
+async def get_job(
+    job_id: str,
+    who: PatientReaderDep,
+    parts: PartsDep,
+    if_none_match: Annotated[str, Header(description="The `ETag` of the client's copy.")] = "",
+    wait: Annotated[
+        int,
+        Query(
+            ge=0,
+            le=MOST_WAIT,
+            description="Seconds to wait for a change: since the copy that `If-None-Match` names, else since now.",
+        ),
+    ] = 0,
+) -> Response:
     """A job. Also of a failed one this is 200: `error` says why it failed."""
-    row = jobs.get(session, who.tenant, job_id)
-    response.headers["Cache-Control"] = "private, no-cache"
+    clock = asyncio.get_running_loop().time
+    until = clock() + wait
+    with parts.changes.of(job_id) as changed:
+        copy = await run_in_threadpool(_copy, parts, who.tenant, job_id)
+        known = if_none_match or copy.etag
+        while copy.is_among(known) and not (copy.done or parts.changes.leaving) and clock() < until:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    await changed.wait()
+            changed.clear()
+            copy = await run_in_threadpool(_copy, parts, who.tenant, job_id)
+    if copy.is_among(if_none_match):
+        return Response(status_code=304, headers={"ETag": copy.etag, "Cache-Control": PRIVATE})
+    return await run_in_threadpool(_job, parts, who.tenant, job_id)
+
+
+class _Copy(NamedTuple):
+    """What a client's copy of the job would be, had it asked just now."""
+
+    etag: str
+    done: bool
+
+    def is_among(self, etags: str) -> bool:
+        return etags.strip() == "*" or self.etag in (etag.strip() for etag in etags.split(","))
+
+
+def _copy(parts: Parts, tenant: str, job_id: str) -> _Copy:
+    with parts.sessions.begin() as session:
+        version = jobs.version(session, tenant, job_id)
+    return _Copy(resources.etag(version.revision, version.position), version.status.is_terminal)
+
+
+def _job(parts: Parts, tenant: str, job_id: str) -> Response:
+    with parts.sessions.begin() as session:
+        row = jobs.get(session, tenant, job_id)
+        place = jobs.place(session, job_id)
+    headers = {"ETag": resources.etag(row.revision, place and place.position), "Cache-Control": PRIVATE}
     if not Status(row.status).is_terminal:
-        response.headers["Retry-After"] = resources.retry_after(row)
-    return resources.job(row)
+        headers["Retry-After"] = resources.retry_after(row)
+    return Response(resources.job(row, place).model_dump_json(), headers=headers, media_type="application/json")
+
+
+@router.patch(
+    "/{job_id}",
+    operation_id="update_job",
+    openapi_extra=PATCH_BODY,
+    responses=problems(400, 404, 408, 410, 412, 413, 415, 422),
+)
+def update_job(
+    job_id: str,
+    who: WriterDep,
+    patch: PatchDep,
+    session: SessionDep,
+    response: Response,
+    if_match: Annotated[
+        str | None,
+        Header(
+            pattern=r'^\s*(\*|(W/)?"[0-9]{1,18}(\.[0-9]{1,18})?")\s*$',
+            description="The `ETag` of the copy that the patch is made for: 412 when the job has changed since.",
+        ),
+    ] = None,
+) -> Job:
+    """Change a job's name and labels, by a merge patch (RFC 7396)."""
+    found = re.search("[0-9]+", if_match or "")
+    row = jobs.relabel(session, who.tenant, job_id, patch, revision=int(found[0]) if found else None)
+    place = jobs.place(session, job_id)
+    response.headers["ETag"] = resources.etag(row.revision, place and place.position)
+    return resources.job(row, place)
+
+
+@router.delete("/{job_id}", status_code=204, operation_id="delete_job", responses=problems(404, 409, 410))
+def delete_job(job_id: str, who: WriterDep, session: SessionDep) -> None:
+    """Delete a job that is done, with its files, for good."""
+    jobs.delete(session, who.tenant, job_id)
 
 
 @router.post(
     "/{job_id}/cancel",
     status_code=202,
     operation_id="cancel_job",
-    responses=problems(404, 409) | {200: {"model": Job, "description": "Was asked for before."}},
+    responses=problems(404, 409, 410) | {200: {"model": Job, "description": "Was asked for before."}},
 )
 def cancel_job(job_id: str, who: WriterDep, session: SessionDep, response: Response) -> Job:
     """End a job: at once while it waits, at its next step while it runs."""
@@ -108,7 +247,7 @@ def cancel_job(job_id: str, who: WriterDep, session: SessionDep, response: Respo
     return resources.job(row)
 
 
-@router.post("/{job_id}/retry", status_code=202, operation_id="retry_job", responses=problems(404, 409))
+@router.post("/{job_id}/retry", status_code=202, operation_id="retry_job", responses=problems(404, 409, 410))
 def retry_job(
     job_id: str, who: WriterDep, session: SessionDep, parts: PartsDep, background: BackgroundTasks, response: Response
 ) -> Job:
@@ -119,17 +258,109 @@ def retry_job(
     return resources.job(row)
 
 
-@router.get("/{job_id}/events", operation_id="list_job_events", responses=problems(404, 422))
+@router.post(
+    "/{job_id}/rerun",
+    status_code=202,
+    response_model=Job,
+    operation_id="rerun_job",
+    responses=problems(404, 409, 410, 422),
+)
+def rerun_job(
+    job_id: str,
+    who: WriterDep,
+    session: SessionDep,
+    parts: PartsDep,
+    background: BackgroundTasks,
+    key: IdempotencyKey = None,
+) -> Response:
+    """Submit the spec of a job as a new one, whose `parent_job_id` is this one."""
+    return accepted(
+        session,
+        parts.queue,
+        background,
+        Once(who.tenant, "rerun_job", key, {"job_id": job_id}),
+        lambda: jobs.rerun(session, who.tenant, job_id, retention_days=parts.settings.retention_days),
+    )
+
+
+@router.get("/{job_id}/lineage", operation_id="get_job_lineage", responses=problems(404, 410))
+def get_lineage(job_id: str, who: ReaderDep, session: SessionDep) -> Lineage:
+    """All that the job was made from, back to where it began, and what was made of it directly."""
+    found = lineage.lineage(session, who.tenant, job_id)
+    return Lineage(
+        jobs=[LineageJob.model_validate(row) for row in found.rows],
+        edges=[
+            LineageEdge.model_validate({"from": edge.job_id, "to": edge.reader, **edge._asdict()})
+            for edge in found.edges
+        ],
+        truncated=found.truncated,
+    )
+
+
+@router.get("/{job_id}/events", operation_id="list_job_events", responses=problems(404, 410, 422))
 def list_events(
     job_id: str,
     who: ReaderDep,
     session: SessionDep,
     request: Request,
     response: Response,
-    after: Annotated[int, Query(ge=0, lt=2**31, description="Only entries with a greater `seq`.")] = 0,
+    after: After = 0,
     limit: Limit = 20,
 ) -> Page[Event]:
     """The job's log, oldest first and without gaps. `next_cursor` is the next page's `after`."""
     page = jobs.event_page(session, who.tenant, job_id, after=after, limit=min(limit, MOST))
     link_next(request, response, after=page.next_cursor)
     return Page(items=[resources.event(row) for row in page.items], next_cursor=page.next_cursor)
+
+
+def _exists(job_id: str, who: PatientReaderDep, parts: PartsDep) -> str:
+    with parts.sessions.begin() as session:
+        jobs.version(session, who.tenant, job_id)
+    return who.tenant
+
+
+@router.get(
+    "/{job_id}/events/stream",
+    response_class=EventSourceResponse,
+    operation_id="stream_job_events",
+    responses=problems(404, 410, 422),
+)
+async def stream_events(
+    job_id: str,
+    tenant: Annotated[str, Depends(_exists)],
+    parts: PartsDep,
+    after: After = 0,
+    last_event_id: Annotated[
+        int, Header(ge=0, lt=2**31, description="The last `id` that the client has; it counts before `after`.")
+    ] = 0,
+) -> AsyncIterator[ServerSentEvent]:
+    """The job's log as server-sent events: each entry as the page has it, its `seq` as `id`, its type as `event`. After
+    the last one comes `event: end`; without that, go on from the last `id`."""
+    after = last_event_id or after
+    with parts.changes.of(job_id) as changed:
+        while not parts.changes.leaving:
+            changed.clear()
+            try:
+                rows, over = await run_in_threadpool(_rest_of_log, parts, tenant, job_id, after)
+            except AWAY as error:
+                logger.warning("a stream ends: the database is away", extra={"job_id": job_id, "error": str(error)})
+                return
+            for row in rows:
+                after = row.seq
+                yield ServerSentEvent(id=str(after), event=row.type, raw_data=resources.event(row).model_dump_json())
+            if over:
+                yield ServerSentEvent(event="end", raw_data="{}")
+                return
+            if len(rows) < MOST:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await changed.wait()
+
+
+def _rest_of_log(parts: Parts, tenant: str, job_id: str, after: int) -> tuple[Sequence[EventRow], bool]:
+    """The next entries, and whether there will be no more of them."""
+    with parts.sessions.begin() as session:
+        # In this order: once the job is seen to have ended, all that it wrote is to be seen.
+        done = jobs.version(session, tenant, job_id).status.is_terminal
+        page = jobs.event_page(session, tenant, job_id, after=after, limit=MOST)
+        return page.items, done and page.next_cursor is None

@@ -1,0 +1,31 @@
+"""Reports side by side. The picture of them is a compare job's."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from app.api import resources
+from app.api.deps import ArtifactReaderDep, PartsDep, SessionDep
+from app.api.openapi import problems
+from app.api.schemas import Compared, Comparison
+from app.contract.reference import JOB_ID_PATTERN
+from app.services import artifacts
+
+router = APIRouter(prefix="/v1/compare", tags=["jobs"])
+
+_ONE = JOB_ID_PATTERN.removeprefix("^").removesuffix("$")
+MOST = 8
+
+JobIds = Annotated[
+    str,
+    Query(pattern=f"^{_ONE}(,{_ONE}){{1,{MOST - 1}}}$", description=f"Ids of two to {MOST} jobs, with commas between."),
+]
+
+
+@router.get("", operation_id="compare_jobs", responses=problems(404, 409, 410, 422))
+def compare(jobs: JobIds, who: ArtifactReaderDep, session: SessionDep, parts: PartsDep) -> Comparison:
+    """The reports of finished train and prune jobs, in the order asked for."""
+    found = artifacts.reports(session, parts.store, who.tenant, jobs.split(","))
+    return Comparison(items=[Compared(job=resources.job(row), report=report) for row, report in found])

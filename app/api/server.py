@@ -1,0 +1,34 @@
+"""The server process."""
+
+from __future__ import annotations
+
+from types import FrameType
+
+import uvicorn
+
+from app.api.main import create_app
+from app.core.settings import Settings
+
+GRACE_SECONDS = 10
+"""What requests have left when the process is told to end."""
+
+
+class Server(uvicorn.Server):
+    """Sends those home who wait for something to change, and only then waits for all requests to end."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.config.app.state.changes.leave()  # type: ignore[union-attr]
+        super().handle_exit(sig, frame)
+
+
+def serve(settings: Settings, *, host: str, port: int) -> None:
+    """Serve until a signal ends it."""
+    config = uvicorn.Config(
+        create_app(settings),
+        host=host,
+        port=port,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        access_log=False,
+        log_config=None,
+    )
+    Server(config).run()

@@ -1,0 +1,27 @@
+"""What a client may change of a job: what it is called. A merge patch (RFC 7396)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
+
+from app.contract.closed import Closed
+from app.contract.spec import MAX_LABELS, NO_OTHER_KEYS, DisplayName, LabelKey, LabelValue
+
+
+class JobPatch(Closed):
+    """A field that is left out stays as it is; null removes."""
+
+    display_name: DisplayName | None = None
+    labels: Annotated[
+        dict[LabelKey, LabelValue | None],
+        Field(
+            max_length=2 * MAX_LABELS,
+            description="Set one by one: those that are not named stay.",
+            json_schema_extra=NO_OTHER_KEYS,
+        ),
+    ] = {}  # noqa: RUF012 - pydantic copies it
+
+
+PATCH: TypeAdapter[JobPatch] = TypeAdapter(JobPatch)

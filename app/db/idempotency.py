@@ -1,0 +1,29 @@
+"""Every query on idempotency keys. Nothing here commits."""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, and_, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.db.models import IdempotencyRow
+
+
+def reserve(session: Session, tenant: str, route: str, key: str, content_sha256: str) -> IdempotencyRow | None:
+    """Take the key for this transaction. None when it is ours; else the row of whoever had it first, after waiting for
+    the end of that one's transaction."""
+    values = {"tenant": tenant, "route": route, "key": key, "content_sha256": content_sha256}
+    taken = insert(IdempotencyRow).values(values).on_conflict_do_nothing().returning(IdempotencyRow.key)
+    if session.scalar(taken) is not None:
+        return None
+    # What the winner has committed, the next statement sees.
+    return session.scalars(select(IdempotencyRow).where(_is(tenant, route, key))).one()
+
+
+def answered(session: Session, tenant: str, route: str, key: str, *, job_id: str, answer: str) -> None:
+    """Keep what the request that took the key made, and what it was told."""
+    session.execute(update(IdempotencyRow).where(_is(tenant, route, key)).values(job_id=job_id, answer=answer))
+
+
+def _is(tenant: str, route: str, key: str) -> ColumnElement[bool]:
+    return and_(IdempotencyRow.tenant == tenant, IdempotencyRow.route == route, IdempotencyRow.key == key)

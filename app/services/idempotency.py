@@ -1,0 +1,56 @@
+"""A request with an `Idempotency-Key` does what it asks for once, however often it is sent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pydantic import JsonValue
+from sqlalchemy.orm import Session
+
+from app.core.errors import IdempotencyKeyReused
+from app.db import idempotency
+
+
+class Made(NamedTuple):
+    """The job that a request made, and the text that answers it."""
+
+    job_id: str
+    answer: str
+    replayed: bool = False
+
+
+class Request(NamedTuple):
+    """What tells one request from another: the same key on another route, or of another tenant, is another key."""
+
+    tenant: str
+    route: str
+    key: str | None
+    content: JsonValue
+
+
+def once(session: Session, request: Request, make: Callable[[], Made]) -> Made:
+    """What `make` makes, or made when the same request was here before: the same answer, whatever has become of the
+    job. Key and job are one transaction. Raises IdempotencyKeyReused, and what `make` raises: then the key is free."""
+    tenant, route, key, content = request
+    if key is None:
+        return make()
+    sha256 = _digest(content)
+    earlier = idempotency.reserve(session, tenant, route, key, sha256)
+    if earlier is None:
+        made = make()
+        idempotency.answered(session, tenant, route, key, job_id=made.job_id, answer=made.answer)
+        return made
+    if earlier.content_sha256 != sha256:
+        raise IdempotencyKeyReused
+    assert earlier.job_id is not None
+    assert earlier.answer is not None
+    return Made(earlier.job_id, earlier.answer, replayed=True)
+
+
+def _digest(content: JsonValue) -> str:
+    """Of the content, not of its spelling: order of fields and white space make no difference."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
