@@ -18,7 +18,7 @@ PANEL = "Talk to a server (SECATEUR_URL, SECATEUR_API_KEY)"
 
 
 def register(application: typer.Typer) -> None:
-    for command in (submit, upload, status, wait, cancel, retry, download, events, options, system):
+    for command in (submit, upload, status, wait, cancel, retry, rerun, delete, download, events, options, system):
         application.command(rich_help_panel=PANEL)(command)
     application.command("list", rich_help_panel=PANEL)(list_jobs)
 
@@ -131,6 +131,25 @@ def retry(job: JobId, as_json: AsJson = False, state_dir: StateDir = STATE_DIR) 
 
     with connect(state_dir) as client:
         _show_job(client.retry(job), as_json)
+
+
+def rerun(job: JobId, as_json: AsJson = False, state_dir: StateDir = STATE_DIR) -> None:
+    """Submit the spec of a job as a new one; its id goes to standard output."""
+    from app.cli.connection import connect
+
+    with connect(state_dir) as client:
+        _show_submitted(client.rerun(job), as_json)
+
+
+def delete(jobs: Annotated[list[str], typer.Argument(metavar="JOB...")], state_dir: StateDir = STATE_DIR) -> None:
+    """Delete jobs that are done, with their files, for good."""
+    from app.cli.connection import connect
+    from app.cli.consoles import remark
+
+    with connect(state_dir) as client:
+        for job in jobs:
+            client.delete(job)
+            remark(f"{job} is deleted", style="dim")
 
 
 def download(

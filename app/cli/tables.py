@@ -100,6 +100,7 @@ def job_facts(job: Job) -> Table:
             ("job", job["id"]),
             ("kind", job["kind"]),
             ("name", job["display_name"]),
+            ("rerun of", job["parent_job_id"]),
             ("labels", ", ".join(f"{key}={value}" for key, value in job["labels"].items())),
             ("status", status_text(job)),
             ("now", progress_text(job)),

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast
 from urllib.parse import quote
+from uuid import uuid4
 
 import httpx
 
@@ -22,7 +23,7 @@ POLL_SECONDS = 2.0
 """Between polls when the server names no time."""
 LONGEST_PAUSE_SECONDS = 60.0
 PATIENCE_SECONDS = 30.0
-"""How long one read goes on trying, in all."""
+"""How long one request goes on trying, in all."""
 _BUSY = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -52,23 +53,24 @@ class Client:
         self._http.close()
 
     def submit(self, spec: Mapping[str, Any]) -> Job:
-        return cast(Job, self._post("/v1/jobs", spec))
+        """Submit a job, once, however often the request has to be sent."""
+        return cast(Job, self._post("/v1/jobs", spec, key=_new_key()))
 
     def upload_checkpoint(
         self, path: Path, *, display_name: str | None = None, labels: Mapping[str, str] | None = None
     ) -> Job:
         """Send a state dict of the cnn architecture, as safetensors or as torch.save writes it, piece by piece; returns
-        the job that imports it. Raises OSError when the file cannot be read."""
+        the job that imports it: one, however often the file has to be sent. Raises OSError when it cannot be read."""
         query: dict[str, Any] = {"label": [f"{key}:{value}" for key, value in (labels or {}).items()]}
         if display_name is not None:
             query["display_name"] = display_name
+        headers = {"Content-Type": "application/octet-stream", "Idempotency-Key": _new_key()}
 
         def once() -> httpx.Response:
             with path.open("rb") as file:
-                headers = {"Content-Type": "application/octet-stream"}
                 return self._checked(self._http.post("/v1/checkpoints", params=query, content=file, headers=headers))
 
-        return cast(Job, _object(self._translated(once)))
+        return cast(Job, _object(self._retrying(once)))
 
     def validate(self, spec: Mapping[str, Any]) -> Validation:
         """The resolved spec and an estimate; nothing is stored."""
@@ -80,6 +82,14 @@ class Client:
     def retry(self, job_id: str) -> Job:
         """Run a failed job again, as its next attempt."""
         return cast(Job, self._post(f"{_job(job_id)}/retry"))
+
+    def rerun(self, job_id: str) -> Job:
+        """Submit the spec of a job as a new one."""
+        return cast(Job, self._post(f"{_job(job_id)}/rerun", key=_new_key()))
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job that is done, with its files, for good."""
+        self._answer("DELETE", _job(job_id))
 
     def get(self, job_id: str) -> Job:
         return cast(Job, self._get(_job(job_id)))
@@ -185,24 +195,28 @@ class Client:
     def _get(self, path: str) -> dict[str, Any]:
         return _object(self._answer("GET", path))
 
-    def _post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def _post(self, path: str, body: Mapping[str, Any] | None = None, *, key: str | None = None) -> dict[str, Any]:
         content = None if body is None else json.dumps(body, allow_nan=False).encode()
-        return _object(self._answer("POST", path, content=content))
+        return _object(self._answer("POST", path, content=content, key=key))
 
     def _answer(
         self,
-        method: Literal["GET", "POST"],
+        method: Literal["GET", "POST", "DELETE"],
         path: str,
         *,
         params: Mapping[str, Any] | None = None,
         content: bytes | None = None,
+        key: str | None = None,
     ) -> httpx.Response:
+        """With an idempotency key, a request may be sent as often as a read."""
         headers = {} if content is None else {"Content-Type": "application/json"}
+        if key is not None:
+            headers["Idempotency-Key"] = key
 
         def once() -> httpx.Response:
             return self._checked(self._http.request(method, path, params=params, content=content, headers=headers))
 
-        return self._retrying(once) if method == "GET" else self._translated(once)
+        return self._retrying(once) if method == "GET" or key is not None else self._translated(once)
 
     def _checked(self, response: httpx.Response) -> httpx.Response:
         if not response.is_success:
@@ -211,7 +225,7 @@ class Client:
         return response
 
     def _retrying(self, once: Callable[[], T]) -> T:
-        """Repeat a read while the connection breaks or the server is busy, within the patience.
+        """Repeat what may be repeated while the connection breaks or the server is busy, within the patience.
 
         A server that never answered is not waited for: most likely its address is wrong or it does not run.
         """
@@ -261,6 +275,10 @@ def _headers(api_key: str | None) -> dict[str, str]:
     if not (api_key.isascii() and api_key.isprintable() and " " not in api_key and api_key):
         raise BadAddress("The API key is empty or holds characters that no key has.")
     return {**headers, "Authorization": f"Bearer {api_key}"}
+
+
+def _new_key() -> str:
+    return uuid4().hex
 
 
 def _job(job_id: str) -> str:

@@ -29,6 +29,7 @@ class Job(TypedDict):
     display_name: str | None
     labels: dict[str, str]
     revision: int
+    parent_job_id: str | None
     attempt: int
     progress: Progress | None
     estimated_finish_at: str | None

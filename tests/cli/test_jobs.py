@@ -126,6 +126,26 @@ def test_retry_of_a_job_that_has_not_failed_is_refused(secateur: Secateur, train
     assert "Only a failed job can be retried" in done.err
 
 
+def test_a_rerun_is_a_new_job_and_says_of_which(secateur: Secateur, trained: Document) -> None:
+    job_id = secateur("rerun", trained["id"]).out.strip()
+    shown = secateur("wait", job_id)
+    assert (shown.code, trained["id"] in shown.out) == (0, True)
+
+
+def test_deleted_jobs_are_gone(secateur: Secateur, http: httpx.Client) -> None:
+    jobs = [submit(http, train_spec())["id"] for _ in range(2)]
+    for job_id in jobs:
+        http.post(f"/v1/jobs/{job_id}/cancel")
+        secateur("wait", job_id)
+
+    done = secateur("delete", *jobs)
+
+    assert (done.code, done.out) == (0, "")
+    assert all(f"{job_id} is deleted" in done.err for job_id in jobs)
+    assert secateur("status", jobs[0]).code == 3
+    assert "deleted" in secateur("status", jobs[0]).err
+
+
 def test_events_are_shown_from_the_first_to_the_last(secateur: Secateur, trained: Document) -> None:
     events = secateur("events", trained["id"], "--json").document()
 

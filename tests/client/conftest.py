@@ -58,7 +58,7 @@ def _handler(told: Told) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(reply.body[: reply.cut])
             self.close_connection = reply.cut is not None
 
-        do_GET = do_POST = _answer  # noqa: N815 - the library's names
+        do_GET = do_POST = do_DELETE = _answer  # noqa: N815 - the library's names
 
         def log_message(self, *_: object) -> None:
             pass

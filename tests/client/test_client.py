@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,23 @@ def test_patience_has_an_end(told: Told) -> None:
     assert len(told.requests) == 1
 
 
-def test_a_submission_is_never_repeated(told: Told) -> None:
+def test_what_makes_a_job_is_repeated_with_the_key_of_the_first_time_and_each_call_has_its_own(told: Told) -> None:
+    told.replies = [BUSY, Reply(202, b'{"id": "j"}', cut=3), *[_json({"id": "j"}, 202)] * 3]
+    told.replies.insert(0, _json({"id": "j"}, 202))
+    with told.client() as client:
+        for _ in range(2):
+            assert client.submit({"kind": "train"})["id"] == "j"
+        assert client.rerun("j")["id"] == "j"
+    first, *repeated, rerun = [request.headers["Idempotency-Key"] for request in told.requests]
+    assert len(repeated) == 3
+    assert len({first, *repeated, rerun}) == 3
+
+
+@pytest.mark.parametrize("ask", [Client.cancel, Client.retry, Client.delete])
+def test_what_has_no_key_is_never_repeated(told: Told, ask: Callable[[Client, str], object]) -> None:
     told.replies = [BUSY, _json({})]
     with told.client() as client, pytest.raises(Problem):
-        client.submit({"kind": "train"})
+        ask(client, "j")
     assert len(told.requests) == 1
 
 
@@ -132,14 +146,15 @@ def test_a_file_is_sent_as_it_is_with_its_length(told: Told, tmp_path: Path) -> 
     assert request.body == BODY
 
 
-def test_an_upload_is_never_repeated(told: Told, tmp_path: Path) -> None:
+def test_an_upload_is_repeated_from_its_first_byte_with_the_same_key(told: Told, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(BODY)
-    told.replies = [BUSY, _json({})]
-    with told.client() as client, pytest.raises(Problem, match="busy"):
-        client.upload_checkpoint(tmp_path / "a")
-    with told.client() as client, pytest.raises(FileNotFoundError):
-        client.upload_checkpoint(tmp_path / "b")
-    assert len(told.requests) == 1
+    told.replies = [BUSY, _json({"id": "j"}, 202)]
+    with told.client() as client:
+        assert client.upload_checkpoint(tmp_path / "a")["id"] == "j"
+        with pytest.raises(FileNotFoundError):
+            client.upload_checkpoint(tmp_path / "b")
+    assert [request.body for request in told.requests] == [BODY] * 2
+    assert len({request.headers["Idempotency-Key"] for request in told.requests}) == 1
 
 
 # --- downloads -------------------------------------------------------------------------------------------------------
