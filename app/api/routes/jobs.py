@@ -35,6 +35,7 @@ from app.api.schemas import Estimate, Event, Job, Lineage, LineageEdge, LineageJ
 from app.contract.reference import JobId
 from app.contract.spec import CompareSpec, Kind, all_macs
 from app.contract.status import Status
+from app.core.errors import JobGone
 from app.db.jobs import Filter
 from app.db.models import EventRow
 from app.db.session import AWAY
@@ -54,6 +55,9 @@ MOST_WAIT = 30
 
 LOOK_SECONDS = 15
 """A stream looks at the log so often even when nothing tells it to."""
+
+STREAM_SECONDS = 900
+"""Then a stream ends, and its client comes again with its key, which may have been revoked."""
 
 PRIVATE = "private, no-cache"
 
@@ -337,13 +341,17 @@ async def stream_events(
     """The job's log as server-sent events: each entry as the page has it, its `seq` as `id`, its type as `event`. After
     the last one comes `event: end`; without that, go on from the last `id`."""
     after = last_event_id or after
+    clock = asyncio.get_running_loop().time
+    until = clock() + STREAM_SECONDS
     with parts.changes.of(job_id) as changed:
-        while not parts.changes.leaving:
+        while not parts.changes.leaving and clock() < until:
             changed.clear()
             try:
                 rows, over = await run_in_threadpool(_rest_of_log, parts, tenant, job_id, after)
             except AWAY as error:
                 logger.warning("a stream ends: the database is away", extra={"job_id": job_id, "error": str(error)})
+                return
+            except JobGone:
                 return
             for row in rows:
                 after = row.seq
