@@ -29,6 +29,7 @@ demo: $(STAMP) ## Train, prune and compare through the real service: [DATASET=di
 
 test: lint types ## Check everything: lint, types and all tests; ARGS='-k name -x' go to pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@test -n "$(ARGS)" || $(BIN)/python -m pytest -m alone
 
 acceptance: $(STAMP) ## Check what takes longer: experiment, demo, slow faults; ARGS go to pytest, TEST_DATA_DIR=folder takes MNIST
 	$(BIN)/python -m pytest -m 'acceptance or chaos' $(ARGS)

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import psycopg
-
 from app.db.session import CONNECT_SECONDS, KEEPALIVE
 
 logger = logging.getLogger(__name__)
@@ -67,6 +65,8 @@ class Changes:
                 await self._task
 
     async def _run(self) -> None:
+        import psycopg  # as SQLAlchemy does, when it is wanted
+
         while True:
             try:
                 await self._listen()
@@ -75,6 +75,8 @@ class Changes:
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _listen(self) -> None:
+        import psycopg
+
         options: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "application_name": "secateur changes"}
         connection = await psycopg.AsyncConnection.connect(self._url, autocommit=True, **options, **KEEPALIVE)
         async with connection:

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from app.contract.datasets import DatasetInfo
 from app.contract.explain import FieldError
 from app.contract.failure import Failure
-from app.contract.report import Report
 from app.contract.result import Result
 from app.contract.spec import Spec, StoredSpec
 from app.contract.status import Status
@@ -165,10 +164,8 @@ class Lineage(Resource):
 
 
 class Compared(Resource):
-    """A job and its report, as its `report.json` has it."""
-
     job: Job
-    report: Report
+    report: dict[str, JsonValue] = Field(description="Its `report.json`, which `/v1/schemas/report` describes.")
 
 
 class Comparison(Resource):

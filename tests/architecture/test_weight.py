@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
 import app
 
 HEAVY = ("torch", "torchvision", "matplotlib", "worker")
@@ -65,6 +67,7 @@ def test_no_module_of_the_app_brings_anything_heavy(root: Path) -> None:
     assert _run(root, IMPORT_EACH, names, HEAVY) == {}
 
 
+@pytest.mark.alone
 def test_the_api_costs_at_most_a_third_of_itself_with_torch(root: Path) -> None:
     light, heavy = _cost(root, "app.api.main"), _cost(root, "app.api.main", "torch")
     for _ in range(ROUNDS):  # the best of several; a busy machine takes more of them to show it

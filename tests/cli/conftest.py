@@ -41,7 +41,7 @@ class Secateur(NamedTuple):
         done = subprocess.run(
             [*COMMAND, *map(str, arguments)],
             cwd=self.folder,
-            env={**os.environ, **self.variables},
+            env=self._environment(),
             input=stdin.encode() if isinstance(stdin, str) else stdin,
             capture_output=True,
             timeout=120,
@@ -54,11 +54,15 @@ class Secateur(NamedTuple):
         return subprocess.Popen(
             [*COMMAND, *map(str, arguments)],
             cwd=self.folder,
-            env={**os.environ, **self.variables},
+            env=self._environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def _environment(self) -> dict[str, str]:
+        # The width of the tests' own terminal, which not every way to start them sets, is not the command's.
+        return {name: value for name, value in os.environ.items() if name != "COLUMNS"} | dict(self.variables)
 
     def told(self, **variables: str) -> Secateur:
         return Secateur(self.folder, {**self.variables, **variables})
