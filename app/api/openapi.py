@@ -83,4 +83,4 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     members = [member for member in schema.get("anyOf", ()) if member != {"type": "null"}]
     if len(members) != 1:
         return schema
-    return members[0] | {name: value for name, value in schema.items() if name != "anyOf"}
+    return {**members[0], **{name: value for name, value in schema.items() if name != "anyOf"}}

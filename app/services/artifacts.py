@@ -53,8 +53,7 @@ def reports(
 def _with_report(session: Session, store: ArtifactStore, tenant: str, job_id: str) -> tuple[JobRow, dict[str, Any]]:
     row = get(session, tenant, job_id)
     if row.status != Status.SUCCEEDED or row.kind not in ("train", "prune"):
-        raise JobHasNoReport(
-            f"{job_id} is a {row.kind} job that is {row.status}: only finished train and prune jobs do."
-        )
+        raise JobHasNoReport(f"{job_id} is a {row.kind} job and {row.status}: name train or prune jobs that succeeded.")
     path = open_artifact(session, store, tenant, job_id, "report.json").path
-    return row, json.loads(path.read_bytes())
+    report: dict[str, Any] = json.loads(path.read_bytes())
+    return row, report
