@@ -132,9 +132,9 @@ def _channels(by_line: Grouped) -> str:
         widths = ", ".join(map(str, (*compact.channels, compact.hidden)))
         for batch in (1, 64):
             dense, small = (_latency(result, model, batch) for model in ("dense", "compact"))
-            fewer = result.parameters / compact.parameters
+            fewer, error = result.parameters / compact.parameters, f"{100 * result.error:.2f} %"
             rows.append(
-                f"| {result.seed} | {widths} | {compact.parameters:,} | {fewer:.0f}× | {result.error:.2%} | {batch} "
+                f"| {result.seed} | {widths} | {compact.parameters:,} | {fewer:.0f}× | {error} | {batch} "
                 f"| {dense:.3f} | {small:.3f} | {dense / small:.1f}× |"
             )
     text = """## Whole channels
