@@ -10,11 +10,11 @@ from sqlalchemy.orm import Session
 from app.api import resources
 from app.db.models import JobRow
 from app.queue import Queue
-from app.services.idempotency import Made, Request, once
+from app.services.idempotency import KeyedRequest, Made, once
 
 
 def accepted(
-    session: Session, queue: Queue, background: BackgroundTasks, request: Request, make: Callable[[], JobRow]
+    session: Session, queue: Queue, background: BackgroundTasks, request: KeyedRequest, make: Callable[[], JobRow]
 ) -> Response:
     """202 with the job that `make` inserts, or has inserted when this request was here before."""
 

@@ -11,12 +11,12 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.api.changes import Changes
 from app.contract.explain import FieldError, unknown
 from app.contract.patch import JobPatch
 from app.contract.spec import MAX_LABELS, CompareSpec, Label, PruneSpec, TrainSpec
 from app.core.errors import Forbidden, InvalidParameter, Unauthenticated, UnsupportedMediaType
 from app.core.settings import Settings
+from app.db.changes import Changes
 from app.queue import Queue
 from app.services import jobs
 from app.services.keys import ANYBODY, Principal, Scope, authenticate

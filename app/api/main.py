@@ -10,12 +10,12 @@ from starlette.concurrency import run_in_threadpool
 
 import app.api.errors as problems
 from app.api import openapi
-from app.api.changes import Changes
 from app.api.deps import Parts, only_known_parameters
 from app.api.middleware import BodyLimit, Bounds, RequestContext
 from app.api.routes import artifacts, catalogue, checkpoints, compare, health, jobs
 from app.core.settings import Settings
 from app.core.version import VERSION
+from app.db.changes import Changes
 from app.db.session import make_engine, make_sessions
 from app.queue import Queue, make_celery
 from app.storage import LocalStore

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -50,13 +50,15 @@ def forget_old(session: Session) -> None:
 
 def all_workers(session: Session) -> Sequence[tuple[WorkerRow, bool]]:
     """Each worker, and whether it is alive."""
-    alive = WorkerRow.last_seen_at > now() - seconds(ALIVE_SECONDS)
-    return [(row, ok) for row, ok in session.execute(select(WorkerRow, alive).order_by(WorkerRow.id))]
+    return [(row, ok) for row, ok in session.execute(select(WorkerRow, _alive()).order_by(WorkerRow.id))]
 
 
 def count_alive(session: Session) -> int:
-    alive = WorkerRow.last_seen_at > now() - seconds(ALIVE_SECONDS)
-    return session.scalar(select(func.count()).where(alive)) or 0
+    return session.scalar(select(func.count()).where(_alive())) or 0
+
+
+def _alive() -> ColumnElement[bool]:
+    return WorkerRow.last_seen_at > now() - seconds(ALIVE_SECONDS)
 
 
 def idle(session: Session, worker_id: str) -> None:

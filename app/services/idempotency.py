@@ -22,7 +22,7 @@ class Made(NamedTuple):
     replayed: bool = False
 
 
-class Request(NamedTuple):
+class KeyedRequest(NamedTuple):
     """What tells one request from another: the same key on another route, or of another tenant, is another key."""
 
     tenant: str
@@ -31,7 +31,7 @@ class Request(NamedTuple):
     content: JsonValue
 
 
-def once(session: Session, request: Request, make: Callable[[], Made]) -> Made:
+def once(session: Session, request: KeyedRequest, make: Callable[[], Made]) -> Made:
     """What `make` makes, or made when the same request was here before: the same answer, whatever has become of the
     job. Key and job are one transaction. Raises IdempotencyKeyReused, and what `make` raises: then the key is free."""
     tenant, route, key, content = request

@@ -31,9 +31,9 @@ from app.contract.spec import (
     parse_stored,
     refuse_misfit,
     taught,
-    uses,
 )
 from app.contract.status import Status
+from app.contract.uses import uses
 from app.core.errors import (
     InvalidCursor,
     InvalidPatch,

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app.contract.spec import parse_stored, uses
+from app.contract.spec import parse_stored
+from app.contract.uses import uses
 from app.db import jobs
 from app.db.models import JobRow
 from app.services.jobs import get

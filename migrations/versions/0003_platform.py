@@ -12,7 +12,7 @@ down_revision = "0002"
 TERMINAL = "('succeeded', 'failed', 'cancelled')"
 DEFAULT_RETENTION_SECONDS = 30 * 86_400
 
-# A copy of app.contract.spec.jobs_of as of this revision.
+# What app.contract.uses finds in a spec, as of this revision.
 FILL_SOURCES = """
 UPDATE jobs SET sources = ARRAY(
     SELECT DISTINCT found.id FROM (

@@ -16,7 +16,7 @@ from app.contract.spec import DisplayName
 from app.core.errors import IdempotencyKeyReused, UnsupportedMediaType
 from app.services import checkpoints
 from app.services.checkpoints import Upload
-from app.services.idempotency import Request as Once
+from app.services.idempotency import KeyedRequest
 
 PATH = "/v1/checkpoints"
 MEDIA_TYPE = "application/octet-stream"
@@ -62,7 +62,7 @@ def _submit(
                 session,
                 parts.queue,
                 background,
-                Once(tenant, "upload_checkpoint", key, content),
+                KeyedRequest(tenant, "upload_checkpoint", key, content),
                 lambda: checkpoints.submit(session, tenant, upload, **named, retention_days=retention_days),
             )
     except IdempotencyKeyReused:

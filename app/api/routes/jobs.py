@@ -40,7 +40,7 @@ from app.db.jobs import Filter
 from app.db.models import EventRow
 from app.db.session import AWAY
 from app.services import jobs, lineage
-from app.services.idempotency import Request as Once
+from app.services.idempotency import KeyedRequest
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def submit(
         session,
         parts.queue,
         background,
-        Once(who.tenant, "submit_job", key, content),
+        KeyedRequest(who.tenant, "submit_job", key, content),
         lambda: jobs.submit(session, who.tenant, spec, retention_days=parts.settings.retention_days),
     )
 
@@ -282,7 +282,7 @@ def rerun_job(
         session,
         parts.queue,
         background,
-        Once(who.tenant, "rerun_job", key, {"job_id": job_id}),
+        KeyedRequest(who.tenant, "rerun_job", key, {"job_id": job_id}),
         lambda: jobs.rerun(session, who.tenant, job_id, retention_days=parts.settings.retention_days),
     )
 

@@ -1,0 +1,29 @@
+"""What a run reads of other jobs: what keeps them from being deleted, and makes up a lineage."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from app.contract.spec import CompareSpec, ImportSpec, PruneSpec, TrainSpec, taught
+
+
+class Use(NamedTuple):
+    """A job whose files a run reads, and what for."""
+
+    job_id: str
+    relation: Literal["source", "initial", "teacher", "compared"]
+    artifact: str
+
+
+def uses(spec: TrainSpec | PruneSpec | CompareSpec | ImportSpec) -> tuple[Use, ...]:
+    """All that a run reads of other jobs, each once."""
+    if isinstance(spec, ImportSpec):
+        return ()
+    if isinstance(spec, CompareSpec):
+        return tuple(Use(job_id, "compared", "report.json") for job_id in spec.jobs)
+    found = [Use(each.teacher.job_id, "teacher", each.teacher.artifact) for each in taught(spec)]
+    if isinstance(spec, PruneSpec):
+        found.insert(0, Use(spec.source.job_id, "source", spec.source.artifact))
+    elif spec.initial is not None:
+        found.insert(0, Use(spec.initial.job_id, "initial", spec.initial.artifact))
+    return tuple(dict.fromkeys(found))
