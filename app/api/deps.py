@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 
 from fastapi import Depends, Header, Query, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import AwareDatetime, BeforeValidator
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -144,6 +146,17 @@ async def patch_of_body(request: Request) -> JobPatch:
     return jobs.parse_patch(await _json_body(request, "patch"))
 
 
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+
+def _written_out(value: object) -> object:
+    """Pydantic alone would take `0.5` for half a second after 1970."""
+    if isinstance(value, str) and not _RFC_3339.fullmatch(value):
+        raise ValueError("a time is written like 2026-01-31T12:00:00Z, with its zone (RFC 3339)")
+    return value
+
+
+Instant = Annotated[AwareDatetime, BeforeValidator(_written_out)]
 LabelPairs = Annotated[list[Label], Query(max_length=MAX_LABELS, description="key:value; repeatable.")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from urllib.parse import quote
 
@@ -50,6 +51,15 @@ def job(row: JobRow, place: Place | None = None) -> Job:
 def etag(revision: int, position: int | None = None) -> str:
     """Weak: what it stands for may be spelt in many ways. A place in the queue changes without the job's doing."""
     return f'W/"{revision}"' if position is None else f'W/"{revision}.{position}"'
+
+
+def revisions(if_match: str | None) -> set[int] | None:
+    """Which revisions of a job an `If-Match` allows; None allows every one. What is no tag of ours matches none
+    (RFC 9110, 13.1.1)."""
+    if if_match is None or if_match.strip() == "*":
+        return None
+    tags = (re.fullmatch(r'(?:W/)?"([0-9]{1,18})(?:\.[0-9]{1,18})?"', tag.strip()) for tag in if_match.split(","))
+    return {int(tag[1]) for tag in tags if tag}
 
 
 def event(row: EventRow) -> Event:

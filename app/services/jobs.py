@@ -347,11 +347,11 @@ def rerun(session: Session, tenant: str, job_id: str, *, retention_days: int) ->
     return submit(session, tenant, spec, retention_days=retention_days, parent_job_id=job_id)
 
 
-def relabel(session: Session, tenant: str, job_id: str, patch: JobPatch, *, revision: int | None) -> JobRow:
-    """Change what the job is called; with a revision, only when that is still the present one. Raises JobChanged, or
+def relabel(session: Session, tenant: str, job_id: str, patch: JobPatch, *, only: set[int] | None) -> JobRow:
+    """Change what the job is called, only when its revision is among those named, if any are. Raises JobChanged, or
     InvalidPatch when there would be too many labels."""
     row = get(session, tenant, job_id, lock="purge")
-    if revision is not None and row.revision != revision:
+    if only is not None and row.revision not in only:
         raise JobChanged(f"The job is at revision {row.revision} by now: read it again, and decide again.")
     labels = {key: value for key, value in {**row.labels, **patch.labels}.items() if value is not None}
     if len(labels) > MAX_LABELS:

@@ -52,6 +52,9 @@ def test_the_reruns_of_a_job_are_listed_by_their_parent(newcomer: httpx.Client) 
     [
         ({"created_after": "yesterday"}, "/query/created_after"),
         ({"created_after": "2026-01-01T00:00:00"}, "/query/created_after"),
+        ({"created_after": "2026-01-01"}, "/query/created_after"),
+        ({"created_before": "0.5"}, "/query/created_before"),
+        ({"created_before": "1767225600"}, "/query/created_before"),
         ({"parent": "x"}, "/query/parent"),
         ({"label": "team"}, "/query/label/0"),
         ({"label": ["team:a", "team:b"]}, "/query/label/1"),
@@ -128,6 +131,8 @@ def test_a_patch_for_an_older_copy_is_refused(newcomer: httpx.Client) -> None:
     again = newcomer.patch(url, json={"display_name": "theirs"}, headers={"If-Match": first.headers["ETag"]})
     assert again.status_code == 200
     assert newcomer.patch(url, json={"display_name": "x"}, headers={"If-Match": "*"}).status_code == 200
+    either = f'"0", {newcomer.get(url).headers["ETag"]}'
+    assert newcomer.patch(url, json={"display_name": "y"}, headers={"If-Match": either}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -150,9 +155,16 @@ def test_a_wrong_patch_is_refused_with_its_place(newcomer: httpx.Client, patch: 
     assert newcomer.get(job["links"]["self"]).json() | {"queue": None} == job
 
 
-def test_a_wrong_if_match_and_a_wrong_body_are_refused(newcomer: httpx.Client) -> None:
+@pytest.mark.parametrize("condition", ["0", "one", '"x"', '"1e1"', "", '"' + 40 * "9" + '"'])
+def test_an_if_match_that_is_no_tag_of_the_job_matches_nothing(newcomer: httpx.Client, condition: str) -> None:
     url = submit(newcomer, train_spec())["links"]["self"]
-    assert newcomer.patch(url, json={}, headers={"If-Match": "one"}).json()["code"] == "invalid_parameter"
+    answer = newcomer.patch(url, json={"display_name": "x"}, headers={"If-Match": condition})
+    assert (answer.status_code, answer.json()["code"]) == (412, "job_changed")
+    assert newcomer.get(url).json()["display_name"] is None
+
+
+def test_a_wrong_body_is_refused(newcomer: httpx.Client) -> None:
+    url = submit(newcomer, train_spec())["links"]["self"]
     assert newcomer.patch(url, content=b"{").json()["code"] == "malformed_request"
     assert newcomer.patch(url, content=b'{"display_name": "\\ud800"}').json()["code"] == "malformed_request"
     assert newcomer.patch(url, content=b"x", headers={"Content-Type": "text/plain"}).status_code == 415

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Annotated, NamedTuple
@@ -12,13 +11,13 @@ from typing import Annotated, NamedTuple
 from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import AwareDatetime
 from starlette.concurrency import run_in_threadpool
 
 from app.api import resources
 from app.api.accepted import accepted
 from app.api.deps import (
     IdempotencyKey,
+    Instant,
     LabelPairs,
     Parts,
     PartsDep,
@@ -113,8 +112,8 @@ def list_jobs(
     response: Response,
     status: Annotated[list[Status], Query(description="Repeatable: any of them.")] = [],  # noqa: B006 - FastAPI copies it
     kind: Annotated[list[Kind], Query(description="Repeatable: any of them.")] = [],  # noqa: B006
-    created_after: Annotated[AwareDatetime | None, Query(description="RFC 3339; later than this.")] = None,
-    created_before: Annotated[AwareDatetime | None, Query(description="RFC 3339; earlier than this.")] = None,
+    created_after: Annotated[Instant | None, Query(description="RFC 3339; later than this.")] = None,
+    created_before: Annotated[Instant | None, Query(description="RFC 3339; earlier than this.")] = None,
     parent: Annotated[JobId | None, Query(description="Reruns of this job.")] = None,
     label: LabelPairs = [],  # noqa: B006
     cursor: Annotated[str | None, Query(description="Of the page before; it brings that one's filters along.")] = None,
@@ -219,14 +218,12 @@ def update_job(
     if_match: Annotated[
         str | None,
         Header(
-            pattern=r'^\s*(\*|(W/)?"[0-9]{1,18}(\.[0-9]{1,18})?")\s*$',
             description="The `ETag` of the copy that the patch is made for: 412 when the job has changed since.",
         ),
     ] = None,
 ) -> Job:
     """Change a job's name and labels, by a merge patch (RFC 7396)."""
-    found = re.search("[0-9]+", if_match or "")
-    row = jobs.relabel(session, who.tenant, job_id, patch, revision=int(found[0]) if found else None)
+    row = jobs.relabel(session, who.tenant, job_id, patch, only=resources.revisions(if_match))
     place = jobs.place(session, job_id)
     response.headers["ETag"] = resources.etag(row.revision, place and place.position)
     return resources.job(row, place)
