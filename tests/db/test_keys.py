@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hmac
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -51,6 +52,29 @@ def test_every_wrong_key_is_refused_alike(sessions: sessionmaker[Session]) -> No
             with pytest.raises(Unauthenticated):
                 authenticate(session, each)
         assert authenticate(session, token)
+
+
+def test_a_key_is_compared_once_as_a_whole_digest_whatever_is_wrong_with_it(
+    sessions: sessionmaker[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[str, str]] = []
+
+    def noted(left: str, right: str) -> bool:
+        compared.append((left, right))
+        return compare_digest(left, right)
+
+    compare_digest = hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", noted)
+    with sessions.begin() as session:
+        live, token = create_key(session, name="live")
+        gone, revoked = create_key(session, name="gone")
+        revoke_key(session, gone.id)
+        for wrong in (revoked, f"sk_{live.id}_{43 * 'A'}", token[:-4] + 4 * "_", f"sk_{12 * '0'}_{43 * 'A'}"):
+            compared.clear()
+            with pytest.raises(Unauthenticated):
+                authenticate(session, wrong)
+            assert [(len(left), len(right)) for left, right in compared] == [(64, 64)]
+            assert wrong.split("_", 2)[2] not in compared[0]
 
 
 @pytest.mark.parametrize("tenant", ["", "A", "a_b", "-a", "a-", "a" * 65, "a/b"])
