@@ -35,19 +35,22 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize(("before", "after"), ODD.values(), ids=ODD)
-def test_odd_tensors_can_be_drawn(plain: Run, before: Distribution, after: Distribution | None) -> None:
-    tensor = TensorHistogram(name="fc1.weight", total=9, threshold=0.01, before=before, after=after)
-    histogram = Histogram(bins=len(before.counts), tensors=(tensor,))
+def _odd() -> Histogram:
+    """All of them: one picture costs a second, and a tensor in it little."""
+    tensors = tuple(
+        TensorHistogram(name="fc1.weight", total=9, threshold=0.01, before=before, after=after)
+        for before, after in ODD.values()
+    )
+    return Histogram(bins=256, tensors=tensors)
 
-    assert _size(draw_histogram(histogram, plain.report, "odd")) > (800, 300)
+
+def test_odd_tensors_can_be_drawn(plain: Run) -> None:
+    width, height = _size(draw_histogram(_odd(), plain.report, "odd"))
+    assert width > 800
+    assert height > 300 * len(ODD) / 2
 
 
-@pytest.mark.parametrize(
-    "title",
-    [None, "", "_x", "x" * 128, "$\\frac{a}{b}$ and $", "漢字 🙂 العربية", "  ", "Ünë θ"],
-    ids=lambda title: str(title)[:8],
-)
+@pytest.mark.parametrize("title", [None, "x" * 128, "$\\frac{a}{b}$ and $", "_漢字 🙂 العربية Ünë θ"])
 def test_a_title_is_taken_as_it_is(plain: Run, title: str | None) -> None:
     assert _size(draw_histogram(plain.histogram, plain.report, title))[0] < 2_000
 
@@ -91,12 +94,8 @@ def test_odd_jobs_can_be_compared(plain: Run, l1: Run) -> None:
     assert _size(draw_comparison(Comparison(jobs=(jobs[0], jobs[0]))))
 
 
-@pytest.mark.parametrize(("before", "after"), ODD.values(), ids=ODD)
-def test_odd_tensors_can_be_compared(plain: Run, before: Distribution, after: Distribution | None) -> None:
-    tensor = TensorHistogram(name="fc1.weight", total=9, threshold=0.01, before=before, after=after)
-    odd = Histogram(bins=len(before.counts), tensors=(tensor,))
-
-    assert _size(draw_comparison(Comparison(jobs=(_job(plain, 1, histogram=odd), _job(plain, 2)))))
+def test_odd_tensors_can_be_compared(plain: Run) -> None:
+    assert _size(draw_comparison(Comparison(jobs=(_job(plain, 1, histogram=_odd()), _job(plain, 2)))))
 
 
 @pytest.mark.parametrize(
