@@ -28,8 +28,8 @@ demo: $(STAMP) ## Train, prune and compare through the real service: [DATASET=di
 	@$(BIN)/secateur demo --dataset "$$DATASET" $${DATA_DIR:+--data-dir "$$DATA_DIR"}
 
 test: lint types ## Check everything: lint, types and all tests; ARGS='-k name -x' go to pytest
-	$(BIN)/python -m pytest $(ARGS)
-	@test -n "$(ARGS)" || $(BIN)/python -m pytest -m alone
+	@if test -n "$(ARGS)"; then $(BIN)/python -m pytest $(ARGS); else \
+		$(BIN)/python -m pytest -n 2 --dist loadfile && $(BIN)/python -m pytest -m alone; fi
 
 acceptance: $(STAMP) ## Check what takes longer: experiment, demo, slow faults; ARGS go to pytest, TEST_DATA_DIR=folder takes MNIST
 	$(BIN)/python -m pytest -m 'acceptance or chaos' $(ARGS)

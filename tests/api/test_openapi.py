@@ -12,7 +12,7 @@ import pytest
 from app.local import Stack
 
 # No description can say which cursors a list has given, which jobs there are to build on, what a state dict is,
-# which key is new, and that no label is given twice.
+# which key is new, which copy of a job is the present one, and that no label is given twice.
 # A stream of a job that waits has no end, and no test of a description should wait for a change.
 CONFIG = """\
 [[operations]]
@@ -24,6 +24,9 @@ parameters = { "query.wait" = 0 }
 [[operations]]
 include-name = "GET /v1/jobs"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 422]
+[[operations]]
+include-name = "PATCH /v1/jobs/{job_id}"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 410, 412]
 [[operations]]
 include-name = "POST /v1/jobs/{job_id}/rerun"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 410, 422]

@@ -215,7 +215,7 @@ STAGED_STEPS = 14  # of an epoch, since 100 images are for validation
 
 SLOW = pytest.mark.acceptance
 """Like the others, in the order of their stages alone."""
-QUICK = ["gradual", "taught"]
+QUICK = ["gradual"]
 
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=SLOW) for name in STAGED if name not in QUICK)])

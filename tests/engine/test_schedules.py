@@ -194,10 +194,19 @@ def test_a_checkpoint_is_fine_tuned_gradually_in_a_prune_job(plain: Run, tmp_pat
 @pytest.mark.parametrize(
     "pruning",
     [
-        {"method": "threshold", "threshold": 0, "parameters": ["bias"]},
         {"method": "n:m", "tensors": ["fc2.weight"]},
-        {"method": "magnitude", "sparsity": 0.5},
-        {"method": "magnitude", "sparsity": 0.95, "schedule": {"name": "gradual", "end_epoch": 1, "every_steps": 5}},
+        *(
+            pytest.param(pruning, marks=pytest.mark.acceptance)
+            for pruning in (
+                {"method": "threshold", "threshold": 0, "parameters": ["bias"]},
+                {"method": "magnitude", "sparsity": 0.5},
+                {
+                    "method": "magnitude",
+                    "sparsity": 0.95,
+                    "schedule": {"name": "gradual", "end_epoch": 1, "every_steps": 5},
+                },
+            )
+        ),
     ],
     ids=str,
 )

@@ -51,6 +51,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(cluster: Clus
     assert len([line for line in said if job_id in line and newest.name in line]) == 1
 
 
+@pytest.mark.alone
 def test_a_killed_job_process_costs_its_job_six_seconds_at_most(cluster: Cluster) -> None:
     job_id = cluster.at_work()
     began = time.monotonic()
@@ -78,6 +79,7 @@ def test_a_killed_worker_loses_its_job_to_another_when_the_lease_is_over(cluster
     cluster.wait_until_tidy(job)
 
 
+@pytest.mark.alone
 def test_sigterm_to_a_worker_moves_its_job_elsewhere_within_three_seconds(cluster: Cluster) -> None:
     job_id = cluster.at_work()
     worker = cluster.worker_of(job_id)

@@ -21,6 +21,7 @@ def _client(url: str, state_dir: Path) -> httpx.Client:
     return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30, trust_env=False)
 
 
+@pytest.mark.alone
 def test_ctrl_c_stops_all_of_it_while_a_worker_still_starts(state_dir: Path, tmp_path: Path) -> None:
     with running_up(state_dir, tmp_path / "output") as up:
         family = up.family()
