@@ -29,6 +29,7 @@ QUICK: Mapping[str, str] = {
     "SECATEUR_LEASE_SECONDS": "10",
     "SECATEUR_SWEEP_SECONDS": "1",
     "SECATEUR_WORKER_THREADS": "1",
+    "SECATEUR_WEBHOOK_ALLOW_PRIVATE": "true",
 }
 """Settings under which nobody waits long."""
 

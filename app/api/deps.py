@@ -16,11 +16,12 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.contract.explain import FieldError, unknown
 from app.contract.patch import JobPatch
 from app.contract.spec import MAX_LABELS, CompareSpec, Label, PruneSpec, TrainSpec
+from app.contract.webhooks import NewWebhook, WebhookPatch
 from app.core.errors import Forbidden, InvalidParameter, Unauthenticated, UnsupportedMediaType
 from app.core.settings import Settings
 from app.db.changes import Changes
 from app.queue import Queue
-from app.services import jobs
+from app.services import jobs, webhooks
 from app.services.keys import ANYBODY, Principal, Scope, authenticate
 from app.storage import ArtifactStore
 
@@ -146,6 +147,16 @@ async def patch_of_body(request: Request) -> JobPatch:
     return jobs.parse_patch(await _json_body(request, "patch"))
 
 
+async def webhook_of_body(request: Request) -> NewWebhook:
+    """The webhook in the body."""
+    return webhooks.parse(await _json_body(request, "webhook"))
+
+
+async def webhook_patch_of_body(request: Request) -> WebhookPatch:
+    """The merge patch of a webhook in the body."""
+    return webhooks.parse_patch(await _json_body(request, "patch"))
+
+
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
@@ -175,3 +186,5 @@ def labels_of(pairs: Sequence[str]) -> dict[str, str]:
 
 PatchDep = Annotated[JobPatch, Depends(patch_of_body)]
 SpecDep = Annotated[TrainSpec | PruneSpec | CompareSpec, Depends(spec_of_body)]
+NewWebhookDep = Annotated[NewWebhook, Depends(webhook_of_body)]
+WebhookPatchDep = Annotated[WebhookPatch, Depends(webhook_patch_of_body)]

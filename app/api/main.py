@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -12,7 +13,7 @@ import app.api.errors as problems
 from app.api import openapi
 from app.api.deps import Parts, only_known_parameters
 from app.api.middleware import BodyLimit, Bounds, RequestContext
-from app.api.routes import artifacts, catalogue, checkpoints, compare, health, jobs
+from app.api.routes import artifacts, catalogue, checkpoints, compare, health, jobs, webhooks
 from app.core.settings import Settings
 from app.core.version import VERSION
 from app.db.changes import Changes
@@ -20,6 +21,9 @@ from app.db.session import make_engine, make_sessions
 from app.queue import Queue, make_celery
 from app.storage import LocalStore
 from app.sweeping import Round, Sweeper
+
+if TYPE_CHECKING:
+    from app.delivery.loop import Deliverer
 
 # Routes run on threads, forty at most: with a connection for each, none waits for one.
 POOL_SIZE = 20
@@ -38,13 +42,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             Round(parts.sessions, parts.queue, parts.store, settings.max_attempts),
             interval_seconds=settings.sweep_seconds,
         )
+        deliverer = _deliverer(parts)
         app.state.parts = parts
         changes.start()
         sweeper.start()
+        deliverer.start()
         try:
             yield
         finally:
             await changes.stop()
+            await deliverer.stop()
             await run_in_threadpool(sweeper.stop)
             parts.queue.close()
             parts.engine.dispose()
@@ -59,7 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.changes = changes
     app.state.routes = []
-    for module in (jobs, compare, checkpoints, artifacts, catalogue, health):
+    for module in (jobs, compare, checkpoints, artifacts, webhooks, catalogue, health):
         app.include_router(module.router, dependencies=[Depends(only_known_parameters)])
         app.state.routes += module.router.routes
     problems.install(app)
@@ -81,3 +88,13 @@ def _open(settings: Settings, changes: Changes) -> Parts:
         store=LocalStore(settings.artifact_dir),
         changes=changes,
     )
+
+
+def _deliverer(parts: Parts) -> Deliverer:
+    # It brings an HTTP client, which whoever only looks at the application can do without.
+    from app.delivery.guard import Resolver
+    from app.delivery.loop import MOST, Deliverer
+    from app.delivery.sender import Sender
+
+    sender = Sender(Resolver(threads=MOST), allow_private=parts.settings.webhook_allow_private)
+    return Deliverer(parts.sessions, sender)

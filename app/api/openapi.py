@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Header
 from pydantic import TypeAdapter
 
 from app.api.schemas import Problem
 from app.contract.patch import PATCH
 from app.contract.spec import Spec
+from app.contract.webhooks import NEW_WEBHOOK, TEST, WEBHOOK_PATCH, JobEvent, JobEventType, WebhookTest
 
 _REF = "#/components/schemas/{model}"
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": _REF.format(model="Problem")}}}
@@ -29,6 +31,29 @@ PATCH_BODY: dict[str, Any] = {
         "content": {"application/merge-patch+json": _PATCH, "application/json": _PATCH},
     }
 }
+
+WEBHOOK_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": _REF.format(model="NewWebhook")}}},
+    }
+}
+_WEBHOOK_PATCH = {"schema": {"$ref": _REF.format(model="WebhookPatch")}}
+WEBHOOK_PATCH_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/merge-patch+json": _WEBHOOK_PATCH, "application/json": _WEBHOOK_PATCH},
+    }
+}
+
+_MODELS: dict[str, TypeAdapter[Any]] = {
+    "Spec": TypeAdapter(Spec),
+    "JobPatch": PATCH,
+    "NewWebhook": NEW_WEBHOOK,
+    "WebhookPatch": WEBHOOK_PATCH,
+    "Problem": TypeAdapter(Problem),
+}
+"""What is described, and read or written without FastAPI."""
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 CHECKPOINT_BODY: dict[str, Any] = {
@@ -49,7 +74,35 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+_Id = Annotated[str, Header(description="The same in all attempts: what came before need not be done again.")]
+_Timestamp = Annotated[int, Header(description="When this attempt was made, in seconds since 1970.")]
+_Signature = Annotated[
+    str,
+    Header(
+        description="`v1,` and, in base64, the HMAC-SHA256 of id, timestamp and body with full stops in between. Two, "
+        "with a space in between, while a rotated secret still signs."
+    ),
+]
+
+
+def _tell(event: JobEvent, webhook_id: _Id, webhook_timestamp: _Timestamp, webhook_signature: _Signature) -> None:
+    """What a webhook is told, as Standard Webhooks has it."""
+
+
+def _test(event: WebhookTest, webhook_id: _Id, webhook_timestamp: _Timestamp, webhook_signature: _Signature) -> None:
+    """What a webhook is told when its client asks for a test: once."""
+
+
+_RECEIVER: dict[int | str, dict[str, Any]] = {
+    "2XX": {"description": "It has been taken. Anything else, a redirect too, is a failure, and it comes again."},
+    410: {"description": "The webhook is disabled."},
+}
+
+
 def install(app: FastAPI) -> None:
+    for event_type in JobEventType:
+        _describe(app, event_type, _tell)
+    _describe(app, TEST, _test)
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -60,14 +113,20 @@ def install(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
+def _describe(app: FastAPI, event_type: str, request: Callable[..., None]) -> None:
+    app.webhooks.post(event_type, summary=event_type, operation_id=event_type)(request)
+
+
 def _mended(document: dict[str, Any]) -> dict[str, Any]:
     schemas = document["components"]["schemas"]
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
-    for model, adapter in (("Spec", TypeAdapter(Spec)), ("JobPatch", PATCH), ("Problem", TypeAdapter(Problem))):
+    for model, adapter in _MODELS.items():
         own = adapter.json_schema(ref_template=_REF)
         schemas.update(own.pop("$defs", {}))
         schemas[model] = own
+    for told in document["webhooks"].values():
+        told["post"]["responses"] = {str(status): answer for status, answer in _RECEIVER.items()}
     for operations in document["paths"].values():
         for operation in operations.values():
             for parameter in operation.get("parameters", ()):

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import quote
 
-from app.api.schemas import Artifact, Event, Job, Links, Progress, Queue
+from app.api.schemas import (
+    Artifact,
+    Delivery,
+    Event,
+    Job,
+    Links,
+    Progress,
+    Queue,
+    Webhook,
+    WebhookWithSecret,
+)
 from app.contract.failure import Failure
 from app.contract.result import RESULT
 from app.contract.spec import parse_stored
 from app.contract.status import Status
-from app.db.models import ArtifactRow, EventRow, JobRow
+from app.db.models import ArtifactRow, DeliveryRow, EventRow, JobRow, WebhookRow
 from app.services.jobs import Place
 
 
@@ -77,6 +88,27 @@ def artifact(row: ArtifactRow, owner: JobRow) -> Artifact:
         expires_at=owner.expires_at,
         href=f"{job_url(row.job_id)}/artifacts/{quote(row.name)}",
     )
+
+
+def webhook_url(webhook_id: str) -> str:
+    return f"/v1/webhooks/{webhook_id}"
+
+
+def webhook(row: WebhookRow) -> Webhook:
+    return Webhook.model_validate(_webhook(row))
+
+
+def webhook_with_secret(row: WebhookRow) -> WebhookWithSecret:
+    return WebhookWithSecret.model_validate(_webhook(row) | {"secret": row.secret})
+
+
+def _webhook(row: WebhookRow) -> dict[str, Any]:
+    fields = {name: getattr(row, name) for name in Webhook.model_fields if name != "enabled"}
+    return fields | {"enabled": row.disabled_reason is None}
+
+
+def delivery(row: DeliveryRow) -> Delivery:
+    return Delivery.model_validate(row)
 
 
 SOON = "2"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -13,6 +13,7 @@ from app.contract.failure import Failure
 from app.contract.result import Result
 from app.contract.spec import Spec, StoredSpec
 from app.contract.status import Status
+from app.contract.webhooks import JobEventType
 
 T = TypeVar("T")
 
@@ -170,6 +171,44 @@ class Compared(Resource):
 
 class Comparison(Resource):
     items: list[Compared]
+
+
+class Webhook(Resource):
+    """An address that is told of what happens to the tenant's jobs."""
+
+    id: str
+    url: str
+    events: list[JobEventType]
+    description: str | None
+    enabled: bool
+    disabled_reason: str | None = Field(
+        description="client: a PATCH said so; gone: the endpoint answered 410; failing: nothing got through for five "
+        "days. null while it is enabled."
+    )
+    disabled_at: datetime | None
+    failing_since: datetime | None = Field(description="The first failure after the last success.")
+    previous_secret_expires_at: datetime | None = Field(description="Until then a rotated secret signs too.")
+    created_at: datetime
+    updated_at: datetime
+
+
+class WebhookWithSecret(Webhook):
+    secret: str = Field(description="What deliveries are signed with. It is shown in this answer and never again.")
+
+
+class Delivery(Resource):
+    """An event on its way to a webhook, with all its attempts."""
+
+    id: str = Field(description="The `webhook-id` of all its attempts.")
+    event: str
+    job_id: str | None = Field(description="null for a test.")
+    status: Literal["pending", "succeeded", "failed"]
+    attempts: int
+    next_attempt_at: datetime | None
+    last_attempt_at: datetime | None
+    response_status: int | None = Field(description="Of the last attempt; null when there was no answer.")
+    error: str | None = Field(description="Of the last attempt, for people.")
+    created_at: datetime
 
 
 class Worker(Resource):

@@ -4,12 +4,12 @@ SecateurError
 ├── Malformed 400: InvalidCursor · Unauthenticated 401 · Forbidden 403 · RequestTimeout 408: BodyStalled
 ├── PayloadTooLarge 413 · TooDeep 413
 ├── UnsupportedMediaType 415 · RangeBeyondEnd 416
-├── NotFound 404: JobNotFound, ArtifactNotFound
+├── NotFound 404: JobNotFound, ArtifactNotFound, WebhookNotFound, DeliveryNotFound
 ├── Conflict 409: JobNotCancellable, JobNotRetryable, UploadNotKept, SourceNotFinished, SourceHasNoResult,
-│   JobNotDone, JobInUse, JobHasNoReport
+│   JobNotDone, JobInUse, JobHasNoReport, TooManyWebhooks, WebhookDisabled
 ├── JobGone 410 · JobChanged 412
 ├── InvalidSpec 422 (with one entry a field), InvalidPatch 422, InvalidParameter 422, InvalidCheckpoint 422,
-│   IdempotencyKeyReused 422
+│   IdempotencyKeyReused 422, InvalidWebhook 422
 ├── ArtifactUnavailable 500 (the bytes no longer match)
 └── Unavailable 503: StoreFull
 """
@@ -85,6 +85,22 @@ class ArtifactNotFound(NotFound):
     code, title = "artifact_not_found", "No such artifact"
 
 
+class WebhookNotFound(NotFound):
+    """Also when the webhook is another tenant's."""
+
+    code, title = "webhook_not_found", "No such webhook"
+
+    def __init__(self, webhook_id: str) -> None:
+        super().__init__(f"There is no webhook {webhook_id[:64]!r}.")
+
+
+class DeliveryNotFound(NotFound):
+    code, title = "delivery_not_found", "No such delivery"
+
+    def __init__(self, delivery_id: str) -> None:
+        super().__init__(f"The webhook has no delivery {delivery_id[:64]!r}; each is removed after 30 days.")
+
+
 class Conflict(SecateurError):
     status, code, title = 409, "conflict", "Conflict"
 
@@ -119,6 +135,18 @@ class JobInUse(Conflict):
 
 class JobHasNoReport(Conflict):
     code, title = "job_has_no_report", "The job has no report"
+
+
+class TooManyWebhooks(Conflict):
+    code, title = "too_many_webhooks", "There are as many webhooks as there may be"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"You have {limit} webhooks, and may have no more: delete one, or change one.")
+        self.members = {"limit": limit}
+
+
+class WebhookDisabled(Conflict):
+    code, title = "webhook_disabled", "The webhook is disabled"
 
 
 class JobGone(SecateurError):
@@ -182,6 +210,10 @@ class InvalidSpec(SecateurError):
 
 class InvalidPatch(SecateurError):
     status, code, title = 422, "invalid_patch", "The patch is invalid"
+
+
+class InvalidWebhook(SecateurError):
+    status, code, title = 422, "invalid_webhook", "The webhook is invalid"
 
 
 class IdempotencyKeyReused(SecateurError):

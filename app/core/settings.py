@@ -34,6 +34,7 @@ class Settings(BaseSettings):
     data_dir: Path | None = Field(None, description="Folder with the data sets, in torchvision's layout.")
     dataset_download: bool = Field(False, description="Whether a worker may fetch a missing data set.")
     auth_required: bool = Field(True, description="Off only behind a gateway that authenticates by itself.")
+    webhook_allow_private: bool = Field(False, description="Let webhooks go to private addresses, and over http://.")
     allow_insecure_redis: bool = Field(False, description="Allow redis:// without TLS to another host.")
 
     heartbeat_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0

@@ -185,6 +185,69 @@ class ApiKeyRow(Base):
     last_used_at: Mapped[datetime | None]
 
 
+class WebhookRow(Base):
+    """Where a tenant wants to be told of its jobs. Its secrets sign, so that no hash of them would do."""
+
+    __tablename__ = "webhooks"
+    __table_args__ = (
+        CheckConstraint("cardinality(events) > 0", name="asks_for_something"),
+        CheckConstraint("disabled_reason IN ('client', 'gone', 'failing')", name="reason_known"),
+        CheckConstraint("(disabled_reason IS NULL) = (disabled_at IS NULL)", name="disabled_with_reason"),
+        CheckConstraint(
+            "(previous_secret IS NULL) = (previous_secret_expires_at IS NULL)", name="previous_secret_expires"
+        ),
+        Index("ix_webhooks_tenant", "tenant", "created_at"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    url: Mapped[str]
+    events: Mapped[list[str]]
+    description: Mapped[str | None]
+    secret: Mapped[str]
+    previous_secret: Mapped[str | None] = mapped_column(comment="Signs too, until it expires.")
+    previous_secret_expires_at: Mapped[datetime | None]
+    disabled_reason: Mapped[str | None]
+    disabled_at: Mapped[datetime | None]
+    failing_since: Mapped[datetime | None] = mapped_column(comment="The first failure after the last success.")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class DeliveryRow(Base):
+    """An event on its way to one webhook; `id` is the `webhook-id` of all its attempts."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        CheckConstraint("status IN ('pending', 'succeeded', 'failed')", name="status_known"),
+        CheckConstraint("(status = 'pending') = (next_attempt_at IS NOT NULL)", name="next_attempt_while_pending"),
+        Index("ix_webhook_deliveries_listing", "webhook_id", text("created_at DESC"), text("id DESC")),
+        Index(
+            "ix_webhook_deliveries_pending",
+            "webhook_id",
+            "next_attempt_at",
+            postgresql_where=text("status = 'pending'"),
+        ),
+        Index("ix_webhook_deliveries_created_at", "created_at"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    event: Mapped[str]
+    job_id: Mapped[str | None] = mapped_column(comment="Of an event of a job, which may be purged since.")
+    payload: Mapped[str] = mapped_column(comment="What is sent and signed, byte for byte.")
+    status: Mapped[str] = mapped_column(server_default="pending")
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    failures: Mapped[int] = mapped_column(server_default="0", comment="Since it was asked for, or asked for again.")
+    next_attempt_at: Mapped[datetime | None] = mapped_column(
+        server_default=func.now(), comment="While one is under way: when it is taken for lost."
+    )
+    last_attempt_at: Mapped[datetime | None]
+    response_status: Mapped[int | None]
+    error: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class WorkerRow(Base):
     """A worker's sign of life, for people and `/v1/system`; no decision about a job rests on it."""
 

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from app.contract.status import Phase, Status
 from app.db.clock import now, seconds
 from app.db.models import EventRow, JobRow
+from app.db.outbox import tell
 
 LEASED = [status.value for status in Status if status.is_leased]
 
@@ -69,11 +70,13 @@ def move(
 
 
 def write_events(session: Session, job: Any, new_events: Iterable[NewEvent]) -> None:
-    """Write the events that an UPDATE just made room for: `job.events` is the last one's seq."""
+    """Write the events that an UPDATE just made room for: `job.events` is the last one's seq. Webhooks are told of
+    those that they ask for."""
     entries = list(new_events)
     if entries:
         first = job.events - len(entries) + 1
         session.execute(insert(EventRow), [_row(job, seq, event) for seq, event in enumerate(entries, start=first)])
+        tell(session, job.id, [event.type for event in entries])
 
 
 def _row(job: Any, seq: int, event: NewEvent) -> dict[str, Any]:

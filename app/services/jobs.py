@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
-from app.contract.explain import MALFORMED, MOST_ERRORS, FieldError, explain
+from app.contract.explain import FieldError, explain
 from app.contract.patch import PATCH, JobPatch
 from app.contract.reference import JOB_ID_PATTERN, CheckpointRef
 from app.contract.spec import (
@@ -45,11 +45,9 @@ from app.core.errors import (
     JobNotDone,
     JobNotFound,
     JobNotRetryable,
-    Malformed,
     SecateurError,
     SourceHasNoResult,
     SourceNotFinished,
-    TooDeep,
     UploadNotKept,
 )
 from app.core.ids import new_job_id
@@ -57,6 +55,7 @@ from app.db import jobs, workers
 from app.db.jobs import Filter, Position
 from app.db.models import EventRow, JobRow
 from app.services import cursors
+from app.services.parsing import parsed, refused
 
 AnySpec = TrainSpec | PruneSpec | CompareSpec
 
@@ -69,27 +68,12 @@ def parse(document: bytes | str) -> AnySpec:
         return parse_spec(document)
     except ValidationError as error:
         _refuse_import(error)
-        raise _refused(explain(error, SPEC), InvalidSpec, "spec") from error
+        raise refused(explain(error, SPEC), InvalidSpec, "spec") from error
 
 
 def parse_patch(document: bytes) -> JobPatch:
     """What to change of a job, from a request's body. Raises Malformed, or InvalidPatch with an entry a field."""
-    try:
-        return PATCH.validate_json(document)
-    except ValidationError as error:
-        raise _refused(explain(error, PATCH), InvalidPatch, "patch") from error
-
-
-def _refused(found: list[FieldError], refusal: type[SecateurError], what: str) -> SecateurError:
-    if found[0].code == MALFORMED and "recursion limit" in found[0].detail:
-        return TooDeep()
-    if found[0].code == MALFORMED:
-        return Malformed(found[0].detail + ". Send one JSON object as UTF-8.")
-    if len(found) == 1:
-        return refusal(f"One field of the {what} must be mended; `errors` says which.", found)
-    if len(found) == MOST_ERRORS:
-        return refusal(f"Many fields of the {what} must be mended; `errors` has the first {MOST_ERRORS}.", found)
-    return refusal(f"{len(found)} fields of the {what} must be mended; `errors` says which.", found)
+    return parsed(document, PATCH, InvalidPatch, "patch")
 
 
 def _refuse_import(error: ValidationError) -> None:

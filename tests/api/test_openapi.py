@@ -12,7 +12,8 @@ import pytest
 from app.local import Stack
 
 # No description can say which cursors a list has given, which jobs there are to build on, what a state dict is,
-# which key is new, which copy of a job is the present one, and that no label is given twice.
+# which key is new, which copy of a job is the present one, that no label is given twice, which hosts may be told of jobs,
+# and how many of them there are already.
 # A stream of a job that waits has no end, and no test of a description should wait for a change.
 CONFIG = """\
 [[operations]]
@@ -36,6 +37,15 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", 422]
 [[operations]]
 include-name = "POST /v1/checkpoints"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 422]
+[[operations]]
+include-name = "POST /v1/webhooks"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 409, 422]
+[[operations]]
+include-name = "PATCH /v1/webhooks/{webhook_id}"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 422]
+[[operations]]
+include-name = "GET /v1/webhooks/{webhook_id}/deliveries"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 404]
 """
 
 
@@ -76,6 +86,18 @@ def test_a_spec_is_described_by_its_kind(idle_http: httpx.Client) -> None:
 
     assert spec["discriminator"]["propertyName"] == "kind"
     assert set(spec["discriminator"]["mapping"]) == {"train", "prune", "compare"}
+
+
+def test_what_webhooks_are_sent_is_described(idle_http: httpx.Client) -> None:
+    document = idle_http.get("/openapi.json").json()
+
+    assert set(document["webhooks"]) == {"job.started", "job.succeeded", "job.failed", "job.cancelled", "webhook.test"}
+    for told in document["webhooks"].values():
+        names = {parameter["name"] for parameter in told["post"]["parameters"]}
+        assert names == {"webhook-id", "webhook-timestamp", "webhook-signature"}
+        model = told["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        assert set(document["components"]["schemas"][model]["required"]) == {"type", "timestamp", "data"}
+        assert list(told["post"]["responses"]) == ["2XX", "410"]
 
 
 def test_the_reference_page_is_there(idle_http: httpx.Client) -> None:
