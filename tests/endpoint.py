@@ -19,13 +19,14 @@ class Received(NamedTuple):
 
 
 class Endpoint:
-    """Answers with `status`, as soon as it `may_answer`."""
+    """Answers with `status`, as soon as it `may_answer`; with a body that `never_ends`, or without one."""
 
     def __init__(self, server: ThreadingHTTPServer, scheme: str = "http") -> None:
         self.url = f"{scheme}://127.0.0.1:{server.server_port}/hook?of=tests"
         self.port = server.server_port
         self.status = 204
         self.headers: dict[str, str] = {}
+        self.never_ends = False
         self.may_answer = Event()
         self.may_answer.set()
         self.received: list[Received] = []
@@ -47,6 +48,8 @@ def endpoint(tls: ssl.SSLContext | None = None) -> Iterator[Endpoint]:
             for name, value in running.headers.items():
                 self.send_header(name, value)
             self.end_headers()
+            while running.never_ends:
+                self.wfile.write(bytes(8_192))
 
         def log_message(self, *arguments: object) -> None:
             """Nothing."""

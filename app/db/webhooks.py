@@ -225,7 +225,7 @@ def _change_if(session: Session, claim: Claim, condition: ColumnElement[bool], v
 
 
 def forget(session: Session) -> None:
-    """Old deliveries, and rotated secrets that sign no longer."""
-    session.execute(delete(DeliveryRow).where(DeliveryRow.created_at < func.now() - seconds(KEPT_SECONDS)))
+    """Rotated secrets that sign no longer, and old deliveries."""
     expired = {"previous_secret": None, "previous_secret_expires_at": None}
     session.execute(update(WebhookRow).where(WebhookRow.previous_secret_expires_at < func.now()).values(**expired))
+    session.execute(delete(DeliveryRow).where(DeliveryRow.created_at < func.now() - seconds(KEPT_SECONDS)))

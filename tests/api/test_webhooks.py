@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
 from unittest.mock import ANY
 
 import httpx
@@ -9,6 +15,7 @@ from standardwebhooks import Webhook
 
 from app.db.session import session_scope
 from app.local import Stack
+from app.local.ports import usable_port
 from app.services.keys import create_key
 from tests.api.conftest import client_with, sqlalchemy_url
 from tests.endpoint import endpoint
@@ -190,3 +197,29 @@ def test_deliveries_are_paged_newest_first(newcomer: httpx.Client) -> None:
     for path in (f"/v1/webhooks/{other}/deliveries", "/v1/jobs"):
         answer = newcomer.get(path, params={"cursor": cursor})
         assert (answer.status_code, answer.json()["code"]) == (400, "invalid_cursor"), path
+
+
+def test_the_receiver_of_the_documentation_receives(newcomer: httpx.Client) -> None:
+    documentation = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    [program] = [text for text in re.findall(r"```python\n(.*?)```", documentation, re.DOTALL) if "Receiver" in text]
+    port = usable_port("127.0.0.1", 0)
+    webhook = _create(newcomer, f"http://127.0.0.1:{port}/")
+    command = [sys.executable, "-c", program.replace("8800", str(port))]
+    environment = os.environ | {"WEBHOOK_SECRET": webhook["secret"]}
+
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as receiver:
+        try:
+            wait_until(lambda: _listens(port), timeout=20, what="the receiver listens")
+            newcomer.post(f"/v1/webhooks/{webhook['id']}/test").raise_for_status()
+            assert _delivered(newcomer, webhook["id"])["response_status"] == 204
+            forged = httpx.post(f"http://127.0.0.1:{port}/", content=b"{}", trust_env=False)
+        finally:
+            receiver.terminate()
+        assert receiver.stdout is not None
+        assert receiver.stdout.read() == b"webhook.test None\n"
+    assert forged.status_code == 400
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0

@@ -78,6 +78,12 @@ def test_an_endpoint_that_does_not_answer_is_given_up_in_time(receiver: Endpoint
     assert sent(receiver.url, seconds=0.2) == Outcome(None, "no answer within 0.2 s")
 
 
+def test_of_an_answer_without_end_the_beginning_will_do(receiver: Endpoint) -> None:
+    receiver.status, receiver.never_ends = 200, True
+
+    assert sent(receiver.url) == Outcome(200, None)
+
+
 def test_nobody_listens_there() -> None:
     with endpoint() as gone:
         pass
