@@ -18,7 +18,7 @@ from tests.specs import Document, submit, train_spec
 
 OF_THE_REQUEST = ("request_id", "instance")
 UNKNOWN_KEY = "sk_000000000000_" + "A" * 43
-NOWHERE = "job_" + 32 * "0"
+NOWHERE = {"job_id": "job_" + 32 * "0", "webhook_id": "wh_" + 32 * "0", "delivery_id": "msg_" + 32 * "0"}
 
 
 class Operation(NamedTuple):
@@ -48,7 +48,11 @@ def operations(idle_http: httpx.Client) -> list[Operation]:
 @pytest.fixture
 def ids(newcomer: httpx.Client) -> dict[str, str]:
     """The newcomer's own, by the word in a path that stands for it: one that is missing here fails all tests below."""
-    return {"job_id": submit(newcomer, train_spec())["id"], "name": "report"}
+    job_id = submit(newcomer, train_spec())["id"]
+    webhook = {"url": "https://hook.example/", "events": ["job.failed"]}
+    webhook_id = newcomer.post("/v1/webhooks", json=webhook).json()["id"]
+    delivery_id = newcomer.post(f"/v1/webhooks/{webhook_id}/test").json()["id"]
+    return {"job_id": job_id, "webhook_id": webhook_id, "delivery_id": delivery_id, "name": "report"}
 
 
 def _made(running: Stack, **wishes: object) -> tuple[str, str]:
@@ -113,14 +117,17 @@ def test_what_is_anothers_is_not_there(
 
     for each in private:
         answer = stranger.request(each.method, each.url(ids), json={})
-        missing = stranger.request(each.method, each.url(ids | {"job_id": NOWHERE}), json={})
+        missing = stranger.request(each.method, each.url(ids | NOWHERE), json={})
         assert (answer.status_code, missing.status_code) == (404, 404), each
-        assert _apart(answer, ids["job_id"]) == _apart(missing, NOWHERE), each
+        assert _apart(answer, ids) == _apart(missing, NOWHERE), each
 
     assert newcomer.get(f"/v1/jobs/{ids['job_id']}").json() == before
 
 
-def _apart(answer: httpx.Response, job_id: str) -> str:
+def _apart(answer: httpx.Response, ids: dict[str, str]) -> str:
     """The body without what tells two requests apart."""
     told = answer.json() if answer.content else {}
-    return str({name: value for name, value in told.items() if name != "request_id"}).replace(job_id, "ID")
+    text = str({name: value for name, value in told.items() if name != "request_id"})
+    for name in NOWHERE:
+        text = text.replace(ids[name], name)
+    return text
