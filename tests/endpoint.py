@@ -19,7 +19,8 @@ class Received(NamedTuple):
 
 
 class Endpoint:
-    """Answers with `status`, as soon as it `may_answer`; with a body that `never_ends`, or without one."""
+    """Answers with `status`, as soon as it `may_answer`, and ends the answer when it `may_end`; with a body that
+    `never_ends`, or without one."""
 
     def __init__(self, server: ThreadingHTTPServer, scheme: str = "http") -> None:
         self.url = f"{scheme}://127.0.0.1:{server.server_port}/hook?of=tests"
@@ -27,6 +28,8 @@ class Endpoint:
         self.status = 204
         self.headers: dict[str, str] = {}
         self.never_ends = False
+        self.may_end = Event()
+        self.may_end.set()
         self.may_answer = Event()
         self.may_answer.set()
         self.received: list[Received] = []
@@ -50,6 +53,7 @@ def endpoint(tls: ssl.SSLContext | None = None) -> Iterator[Endpoint]:
             self.end_headers()
             while running.never_ends:
                 self.wfile.write(bytes(8_192))
+            running.may_end.wait()
 
         def log_message(self, *arguments: object) -> None:
             """Nothing."""
@@ -70,5 +74,6 @@ def endpoint(tls: ssl.SSLContext | None = None) -> Iterator[Endpoint]:
             yield running
         finally:
             running.may_answer.set()
+            running.may_end.set()
             server.shutdown()
             thread.join()

@@ -115,16 +115,23 @@ class Deliverer:
 
     async def _deliver(self, claim: Claim) -> None:
         told = {"webhook_id": claim.webhook_id, "delivery_id": claim.delivery_id}
+        outcome = await self._outcome(claim, told)
+        if outcome.error:
+            logger.info("delivery failed", extra=told | {"error": outcome.error, "failures": claim.failures + 1})
         try:
-            outcome = await self._sender.send(claim)
-            if outcome.error:
-                logger.info("delivery failed", extra=told | {"error": outcome.error, "failures": claim.failures + 1})
             await asyncio.to_thread(self._settle, claim, outcome)
         except AWAY as error:
             # It may have got through; when its lease runs out, it is sent again.
             logger.warning("delivery not settled", extra=told | {"error": str(error)})
         except Exception:
             logger.exception("delivery not settled", extra=told)
+
+    async def _outcome(self, claim: Claim, told: dict[str, str]) -> Outcome:
+        try:
+            return await self._sender.send(claim)
+        except Exception:  # counted as any failure, or it would be tried for ever
+            logger.exception("delivery could not be sent", extra=told)
+            return Outcome(None, "it could not be sent")
 
     def _settle(self, claim: Claim, outcome: Outcome) -> None:
         with self._sessions.begin() as session:

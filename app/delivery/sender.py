@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from contextlib import suppress
 from functools import cached_property
 from typing import NamedTuple
 
@@ -16,13 +17,16 @@ from app.db.webhooks import Claim
 from app.delivery.guard import GuardedBackend, PeerRefused, Resolve
 
 TOTAL_SECONDS = 15.0
-"""From the look-up of the host to the answer's end."""
+"""From the look-up of the host to the answer's status."""
 
 CONNECT_SECONDS = 5.0
 """For each of a host's addresses."""
 
 MOST_READ = 8_192
-"""Bytes of the answer, so that an endpoint that tells a story is not cut off amid a word of it."""
+"""Bytes of the answer's body."""
+
+MOST_HEARD_SECONDS = 1.0
+"""Of the answer's body."""
 
 
 class Outcome(NamedTuple):
@@ -79,12 +83,19 @@ class Sender:
                 "POST", url, headers=headers(claim), content=claim.payload, extensions={"timeout": timeouts}
             ) as response,
         ):
-            seen = 0
+            await _hear_out(response)
+            return _outcome(response)
+
+
+async def _hear_out(response: httpcore.Response) -> None:
+    """Its status is all that counts, but an endpoint should not find itself cut off amid an answer of usual size."""
+    seen = 0
+    with suppress(TimeoutError, httpcore.NetworkError, httpcore.ProtocolError):
+        async with asyncio.timeout(MOST_HEARD_SECONDS):
             async for part in response.aiter_stream():
                 seen += len(part)
                 if seen > MOST_READ:
                     break
-            return _outcome(response)
 
 
 def headers(claim: Claim) -> dict[bytes | str, bytes | str]:

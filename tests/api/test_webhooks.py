@@ -119,7 +119,7 @@ def test_a_webhook_is_changed_by_a_merge_patch(newcomer: httpx.Client) -> None:
     wrong = newcomer.patch(path, json={"url": "gopher://x", "enable": True})
     assert wrong.status_code == 422
     assert [(error["pointer"], error["code"]) for error in wrong.json()["errors"]] == [
-        ("/url", "url_invalid"),
+        ("/url", "string_pattern_mismatch"),
         ("/enable", "unknown_field"),
     ]
 

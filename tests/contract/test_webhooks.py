@@ -72,7 +72,7 @@ def test_a_url_is_kept_as_browsers_spell_it(given: str, url: str) -> None:
         ('{"url": "https://a.example", "events": ["job.suceeded"]}', "/events/0", "unknown_value"),
         ('{"url": "https://a.example", "events": ["job.failed", "job.failed"]}', "/events", "value_error"),
         ('{"url": "https://a.example"}', "/events", "missing"),
-        ('{"url": "ftp://a.example", "events": ["job.failed"]}', "/url", "url_invalid"),
+        ('{"url": "ftp://a.example", "events": ["job.failed"]}', "/url", "string_pattern_mismatch"),
         ('{"url": "https://", "events": ["job.failed"]}', "/url", "url_invalid"),
         ('{"url": "https://u:p@a.example", "events": ["job.failed"]}', "/url", "url_has_credentials"),
         ('{"url": "https://a.example", "events": ["job.failed"], "secret": "x"}', "/secret", "unknown_field"),

@@ -188,6 +188,16 @@ def test_an_endpoint_that_does_not_answer_holds_up_no_other(hooks: Hooks, receiv
             dead.wait_for(5 * MOST_A_WEBHOOK)
 
 
+def test_what_cannot_be_sent_at_all_has_failed_like_any_other(hooks: Hooks, made: Jobs) -> None:
+    webhook_id = hooks.make("https://hook.example/")
+    hooks.execute("UPDATE webhooks SET url = 'gopher://hook.example/'")
+    _cancelled(made)
+    with delivering(hooks.sessions):
+        _wait_for_failures(hooks, webhook_id, 1)
+
+    assert hooks.deliveries(webhook_id)[0].error == "it could not be sent"
+
+
 def test_what_is_under_way_when_the_process_ends_is_settled(hooks: Hooks, receiver: Endpoint) -> None:
     webhook_id = hooks.make(receiver.url)
     hooks.tested(webhook_id)

@@ -84,6 +84,13 @@ def test_of_an_answer_without_end_the_beginning_will_do(receiver: Endpoint) -> N
     assert sent(receiver.url) == Outcome(200, None)
 
 
+def test_an_answer_that_has_begun_counts_though_it_does_not_end(receiver: Endpoint) -> None:
+    receiver.status = 200
+    receiver.may_end.clear()
+
+    assert sent(receiver.url) == Outcome(200, None)
+
+
 def test_nobody_listens_there() -> None:
     with endpoint() as gone:
         pass
