@@ -24,14 +24,13 @@ from rich.text import Text
 from app.cli.consoles import standard_output
 from app.cli.progress import watching
 from app.cli.tables import percent, size
-from app.client import Client, Job
 from app.contract.datasets import DatasetName
 from app.contract.report import Manifest, Report
 from app.local import Stack, stack
+from secateur_client import Client, Job
 
 THRESHOLD = 0.01
 STRENGTH = 0.001
-POLL_SECONDS = 0.25
 FOLDERS = ("without-l1", "with-l1", "comparison")
 MANIFEST = "manifest.json"
 
@@ -42,9 +41,9 @@ DIGITS_EPOCHS = 15
 
 class JobFailed(Exception):
     def __init__(self, job: Job) -> None:
-        error = job["error"]
-        reason = f"{error['message']} ({error['code']})" if error else f"it was {job['status']}"
-        super().__init__(f"The job {job['display_name']!r} did not succeed: {reason}")
+        error = job.error
+        reason = f"{error.message} ({error.code})" if error else f"it was {job.status}"
+        super().__init__(f"The job {job.display_name!r} did not succeed: {reason}")
 
 
 class ForeignFolder(Exception):
@@ -135,9 +134,9 @@ def _experiments(dataset: str) -> tuple[Experiment, Experiment]:
 def _run_jobs(console: Console, client: Client, dataset: str, output: Path) -> dict[str, Report]:
     """Both trainings and their comparison, each downloaded into its folder. Returns the reports by title."""
     experiments = _experiments(dataset)
-    ids = [client.submit(experiment.spec)["id"] for experiment in experiments]
+    ids = [client.submit(experiment.spec).id for experiment in experiments]
     _wait(console, client, ids)
-    comparison = client.submit({"kind": "compare", "jobs": ids, "display_name": "comparison"})["id"]
+    comparison = client.submit({"kind": "compare", "jobs": ids, "display_name": "comparison"}).id
     _wait(console, client, [comparison])
     for job_id, folder in zip([*ids, comparison], FOLDERS, strict=True):
         _download(client, job_id, output / folder)
@@ -150,11 +149,14 @@ def _run_jobs(console: Console, client: Client, dataset: str, output: Path) -> d
 def _wait(console: Console, client: Client, job_ids: list[str]) -> None:
     """Show the jobs until all are done. Raises JobFailed."""
     with watching(console) as show:
-        for job in client.wait(*job_ids, every=POLL_SECONDS):
+        for job in map(client.get, job_ids):
             show(job)
-    for job in map(client.get, job_ids):
-        if job["status"] != "succeeded":
-            raise JobFailed(job)
+        # One worker takes them in this order.
+        for job_id in job_ids:
+            for job in client.watch(job_id):
+                show(job)
+            if not job.succeeded:
+                raise JobFailed(job)
 
 
 def _require_ours(folder: Path) -> None:
@@ -170,7 +172,8 @@ def _require_ours(folder: Path) -> None:
 def _download(client: Client, job_id: str, folder: Path) -> None:
     """All artifacts of a job, in place of those of an earlier demo; files of other names stay."""
     # The manifest first: it marks the folder as ours should the rest be cut short.
-    for artifact in sorted(client.artifacts(job_id), key=lambda each: each["name"] != MANIFEST):
+    folder.mkdir(parents=True, exist_ok=True)
+    for artifact in sorted(client.artifacts(job_id), key=lambda each: each.name != MANIFEST):
         client.download(job_id, artifact, folder)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from app.client import Client
+from secateur_client import Client
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 

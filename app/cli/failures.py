@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from app.cli.documents import BadDocument
-from app.client import BadAddress, ClientError, Problem, Unreachable
+from secateur_client import BadAddress, ClientError, Problem, Unreachable
 
 USAGE, REFUSED, UNREACHABLE = 2, 3, 4
 
@@ -39,7 +39,7 @@ def describe(error: Exception) -> Failure | None:
 
 def _problem(problem: Problem) -> str:
     lines = [str(problem)]
-    lines += [f"  {field['pointer'] or '(the whole)'}: {field['detail']}" for field in problem.errors]
+    lines += [f"  {field.pointer or '(the whole)'}: {field.detail}" for field in problem.errors]
     if problem.status == 401:
         lines.append("The key comes from SECATEUR_API_KEY, or from the file api-key in --state-dir.")
     if problem.status >= 500 and problem.request_id:

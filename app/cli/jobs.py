@@ -12,7 +12,7 @@ import typer
 from app.cli.options import STATE_DIR, AsJson, JobId, StateDir
 
 if TYPE_CHECKING:
-    from app.client import Artifact, Client, Job
+    from secateur_client import Artifact, Client, Job
 
 PANEL = "Talk to a server (SECATEUR_URL, SECATEUR_API_KEY)"
 
@@ -44,9 +44,9 @@ def submit(
         job = client.submit(document)
         if not wait and download is None:
             return _show_submitted(job, as_json)
-        job = _follow(client, job["id"])
-        if download is not None and job["status"] == "succeeded":
-            _fetch(client, job["id"], list(client.artifacts(job["id"])), download)
+        job = _follow(client, job.id)
+        if download is not None and job.status == "succeeded":
+            _fetch(client, job.id, client.artifacts(job.id), download)
     return _show_ended(job, as_json)
 
 
@@ -68,7 +68,7 @@ def upload(
         job = client.upload_checkpoint(file, display_name=name, labels=labels)
         if not wait:
             return _show_submitted(job, as_json)
-        job = _follow(client, job["id"])
+        job = _follow(client, job.id)
     return _show_ended(job, as_json)
 
 
@@ -105,7 +105,7 @@ def list_jobs(
     with connect(state_dir) as client:
         found = client.list(status=status or (), kind=kind or (), page_size=min(limit, 100))
         jobs = list(islice(found, limit))
-    show_json(jobs) if as_json else show(jobs_table(jobs))
+    show_json([job.as_json() for job in jobs]) if as_json else show(jobs_table(jobs))
 
 
 def wait(job: JobId, as_json: AsJson = False, state_dir: StateDir = STATE_DIR) -> None:
@@ -165,14 +165,14 @@ def download(
     from app.cli.tables import artifacts_table
 
     with connect(state_dir) as client:
-        artifacts = list(client.artifacts(job))
+        artifacts = client.artifacts(job)
         if not artifacts:
-            state = client.get(job)["status"]
+            state = client.get(job).status
             remark(f"{job} has no artifacts: it is {state}, and only a job that succeeded publishes any.")
             raise typer.Exit(1)
         chosen = _chosen(artifacts, names or [])
         _fetch(client, job, chosen, folder or Path(job))
-    show_json(chosen) if as_json else show(artifacts_table(chosen))
+    show_json([artifact.as_json() for artifact in chosen]) if as_json else show(artifacts_table(chosen))
 
 
 def events(job: JobId, as_json: AsJson = False, state_dir: StateDir = STATE_DIR) -> None:
@@ -183,7 +183,7 @@ def events(job: JobId, as_json: AsJson = False, state_dir: StateDir = STATE_DIR)
 
     with connect(state_dir) as client:
         found = list(client.events(job))
-    show_json(found) if as_json else show(events_table(found))
+    show_json([event.as_json() for event in found]) if as_json else show(events_table(found))
 
 
 def options(as_json: AsJson = False, state_dir: StateDir = STATE_DIR) -> None:
@@ -209,9 +209,9 @@ def system(as_json: AsJson = False, state_dir: StateDir = STATE_DIR) -> None:
     with connect(state_dir) as client:
         found = client.system()
     if as_json:
-        return show_json(found)
+        return show_json(found.as_json())
     show(system_facts(found))
-    return show(workers_table(found)) if found["workers"] else None
+    return show(workers_table(found)) if found.workers else None
 
 
 def _follow(client: Client, job_id: str) -> Job:
@@ -219,13 +219,13 @@ def _follow(client: Client, job_id: str) -> Job:
     from app.cli.progress import watching
 
     with watching(standard_error()) as show:
-        for job in client.wait(job_id):
+        for job in client.watch(job_id):
             show(job)
     return job
 
 
 def _chosen(artifacts: Sequence[Artifact], names: Sequence[str]) -> list[Artifact]:
-    by_name = {artifact["name"]: artifact for artifact in artifacts}
+    by_name = {artifact.name: artifact for artifact in artifacts}
     for name in names:
         if name not in by_name:
             raise typer.BadParameter(f"no artifact {name!r}; there are {', '.join(by_name)}", param_hint="NAME")
@@ -235,6 +235,7 @@ def _chosen(artifacts: Sequence[Artifact], names: Sequence[str]) -> list[Artifac
 def _fetch(client: Client, job_id: str, artifacts: Sequence[Artifact], folder: Path) -> None:
     from app.cli.consoles import remark
 
+    folder.mkdir(parents=True, exist_ok=True)
     for artifact in artifacts:
         remark(f"{client.download(job_id, artifact, folder)}", style="dim")
 
@@ -244,26 +245,26 @@ def _show_validation(client: Client, document: dict[str, object], as_json: bool)
     from app.cli.tables import validation_facts
 
     validation = client.validate(document)
-    show_json(validation) if as_json else show(validation_facts(validation))
+    show_json(validation.as_json()) if as_json else show(validation_facts(validation))
 
 
 def _show_submitted(job: Job, as_json: bool) -> None:
     from app.cli.consoles import remark, show_json
 
     if as_json:
-        return show_json(job)
-    typer.echo(job["id"])
-    return remark(f"Submitted; follow it with: secateur wait {job['id']}", style="dim")
+        return show_json(job.as_json())
+    typer.echo(job.id)
+    return remark(f"Submitted; follow it with: secateur wait {job.id}", style="dim")
 
 
 def _show_job(job: Job, as_json: bool) -> None:
     from app.cli.consoles import show, show_json
     from app.cli.tables import job_facts
 
-    show_json(job) if as_json else show(job_facts(job))
+    show_json(job.as_json()) if as_json else show(job_facts(job))
 
 
 def _show_ended(job: Job, as_json: bool) -> None:
     _show_job(job, as_json)
-    if job["status"] != "succeeded":
+    if job.status != "succeeded":
         raise typer.Exit(1)

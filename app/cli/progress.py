@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 from app.cli.tables import progress_text
-from app.client import Job
+from secateur_client import Job
 
 Show: TypeAlias = Callable[[Job], None]
 """Takes each state of a job as it is seen."""
@@ -31,7 +31,7 @@ def watching(console: Console) -> Iterator[Show]:
 
 
 def _title(job: Job) -> str:
-    return job["display_name"] or job["id"]
+    return job.display_name or job.id
 
 
 class Lines:
@@ -40,12 +40,12 @@ class Lines:
         self._last: dict[str, tuple[object, ...]] = {}
 
     def show(self, job: Job) -> None:
-        progress = job["progress"]
-        step = int(_STEPS * progress["fraction"]) if progress and not job["done"] else None
-        state = (job["status"], None if job["done"] else job["phase"], step)
-        if self._last.get(job["id"]) != state:
-            self._last[job["id"]] = state
-            words = ", ".join(filter(None, (job["status"], progress_text(job))))
+        progress = job.progress
+        step = int(_STEPS * progress.fraction) if progress and not job.done else None
+        state = (job.status, None if job.done else job.phase, step)
+        if self._last.get(job.id) != state:
+            self._last[job.id] = state
+            words = ", ".join(filter(None, (job.status, progress_text(job))))
             self._console.print(f"{_title(job)}: {words}", soft_wrap=True)
 
 
@@ -55,28 +55,28 @@ class Bars:
         self._tasks: dict[str, TaskID] = {}
 
     def show(self, job: Job) -> None:
-        task = self._tasks.get(job["id"])
+        task = self._tasks.get(job.id)
         if task is None:
             task = self._progress.add_task(_title(job), total=1.0, start=False, words="")
-            self._tasks[job["id"]] = task
+            self._tasks[job.id] = task
         self._progress.update(
             task,
             completed=_completed(job),
-            words=progress_text(job) or job["status"],
+            words=progress_text(job) or job.status,
         )
-        if job["status"] != "queued":
+        if job.status != "queued":
             self._progress.start_task(task)
-        if job["done"]:
+        if job.done:
             self._progress.stop_task(task)
 
 
 def _completed(job: Job) -> float | None:
     """From 0 to 1; None, which leaves the bar as it is, in a phase that does not count."""
-    if job["status"] == "succeeded":
+    if job.succeeded:
         return 1.0
-    if job["status"] == "queued":
+    if job.status == "queued":
         return 0.0
-    return job["progress"]["fraction"] if job["progress"] else None
+    return job.progress.fraction if job.progress else None
 
 
 class _Seconds(ProgressColumn):

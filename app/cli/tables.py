@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from app.client import Artifact, Event, Job, System, Validation
+from secateur_client import Artifact, Event, Job, System, Validation
 
 STATUS_STYLES = {
     "queued": "yellow",
@@ -45,22 +45,21 @@ class Key(Protocol):
 
 
 def status_text(job: Job) -> Text:
-    return Text(job["status"], style=STATUS_STYLES.get(job["status"], ""))
+    return Text(job.status, style=STATUS_STYLES.get(job.status, ""))
 
 
 def progress_text(job: Job) -> str:
     """Such as "training 3/5 epochs"; empty for a job that does nothing now."""
-    if job["done"] or job["status"] == "queued":
+    if job.done or job.status == "queued":
         return ""
-    phase, progress = job["phase"].replace("_", " "), job["progress"]
-    return f"{phase} {progress['completed']}/{progress['total']} {progress['unit']}" if progress else phase
+    phase, progress = (job.phase or "").replace("_", " "), job.progress
+    return f"{phase} {progress.completed}/{progress.total} {progress.unit}" if progress else phase
 
 
-def clock(value: str | datetime | None) -> str:
+def clock(moment: datetime | None) -> str:
     """A time in the reader's own zone."""
-    if value is None:
+    if moment is None:
         return "–"
-    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
     return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
@@ -94,22 +93,22 @@ def _listing(*columns: str, numbers: Sequence[str] = (), folding: Sequence[str] 
 
 
 def job_facts(job: Job) -> Table:
-    error = job["error"]
+    error = job.error
     return _facts(
         [
-            ("job", job["id"]),
-            ("kind", job["kind"]),
-            ("name", job["display_name"]),
-            ("rerun of", job["parent_job_id"]),
-            ("labels", ", ".join(f"{key}={value}" for key, value in job["labels"].items())),
+            ("job", job.id),
+            ("kind", job.kind),
+            ("name", job.display_name),
+            ("rerun of", job.parent_job_id),
+            ("labels", ", ".join(f"{key}={value}" for key, value in job.labels.items())),
             ("status", status_text(job)),
             ("now", progress_text(job)),
-            ("error", Text(f"{error['message']} ({error['code']})", style="red") if error else None),
-            *_result_rows(job["result"] or {}),
-            ("created", clock(job["created_at"])),
-            ("started", clock(job["started_at"]) if job["started_at"] else None),
-            ("finished", clock(job["finished_at"]) if job["finished_at"] else None),
-            ("kept until", clock(job["expires_at"]) if job["expires_at"] else None),
+            ("error", Text(f"{error.message} ({error.code})", style="red") if error else None),
+            *_result_rows(job.result or {}),
+            ("created", clock(job.created_at)),
+            ("started", clock(job.started_at) if job.started_at else None),
+            ("finished", clock(job.finished_at) if job.finished_at else None),
+            ("kept until", clock(job.expires_at) if job.expires_at else None),
         ]
     )
 
@@ -137,38 +136,38 @@ def _result_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
 def jobs_table(jobs: Iterable[Job]) -> Table:
     table = _listing("job", "kind", "status", "created", "name", folding=["name"])
     for job in jobs:
-        created = f"{datetime.fromisoformat(job['created_at']).astimezone():%m-%d %H:%M}"
-        table.add_row(job["id"], job["kind"], status_text(job), created, job["display_name"] or "")
+        created = f"{job.created_at.astimezone():%m-%d %H:%M}"
+        table.add_row(job.id, job.kind, status_text(job), created, job.display_name or "")
     return table
 
 
 def artifacts_table(artifacts: Iterable[Artifact]) -> Table:
     table = _listing("artifact", "role", "size", "sha256", numbers=["size"])
     for artifact in artifacts:
-        table.add_row(artifact["name"], artifact["role"], size(artifact["size"]), artifact["sha256"][:12] + "…")
+        table.add_row(artifact.name, artifact.role, size(artifact.size), artifact.sha256[:12] + "…")
     return table
 
 
 def events_table(events: Iterable[Event]) -> Table:
     table = _listing("seq", "at", "event", "data", numbers=["seq"], folding=["data"])
     for event in events:
-        style = {"error": "red", "warning": "yellow"}.get(event["level"], "")
-        data = json.dumps(event["data"], ensure_ascii=False) if event["data"] else ""
-        table.add_row(str(event["seq"]), clock(event["at"]), Text(event["type"], style=style), data)
+        style = {"error": "red", "warning": "yellow"}.get(event.level, "")
+        data = json.dumps(event.data, ensure_ascii=False) if event.data else ""
+        table.add_row(str(event.seq), clock(event.at), Text(event.type, style=style), data)
     return table
 
 
 def system_facts(system: System) -> Table:
-    oldest = system["oldest_queued_seconds"]
+    oldest = system.oldest_queued_seconds
     waiting = "" if oldest is None else f", the oldest for {oldest:.0f} s"
-    parts = [name for name in ("database", "broker") if not system.get(name)]
+    parts = [name for name, there in (("database", system.database), ("broker", system.broker)) if not there]
     return _facts(
         [
-            ("version", system["version"]),
-            ("queued", f"{system['queued']}{waiting}"),
-            ("running", system["running"]),
+            ("version", system.version),
+            ("queued", f"{system.queued}{waiting}"),
+            ("running", system.running),
             ("away", Text(", ".join(parts), style="bold red") if parts else None),
-            ("workers", f"{sum(worker['alive'] for worker in system['workers'])} alive"),
+            ("workers", f"{sum(worker.alive for worker in system.workers)} alive"),
         ]
     )
 
@@ -177,23 +176,28 @@ def workers_table(system: System) -> Table:
     table = _listing(
         "worker", "device", "threads", "state", "last seen", numbers=["threads"], folding=["worker", "device"]
     )
-    for worker in system["workers"]:
-        seen = Text(clock(worker["last_seen_at"]), style="" if worker["alive"] else "red")
-        table.add_row(
-            worker["id"], worker["device_name"], str(worker["threads"]), "busy" if worker["busy"] else "idle", seen
-        )
+    for worker in system.workers:
+        seen = Text(clock(worker.last_seen_at), style="" if worker.alive else "red")
+        table.add_row(worker.id, worker.device_name, str(worker.threads), "busy" if worker.busy else "idle", seen)
     return table
 
 
 def validation_facts(validation: Validation) -> Table:
-    estimate = validation["estimate"]
-    counted = ("parameters", "macs_per_image", "training_macs")
-    rows: list[tuple[str, str | None]] = [("spec", "valid; nothing was submitted")]
-    for name in counted:
-        value: int | None = estimate[name]  # type: ignore[literal-required]
-        rows.append((name.replace("_", " ").replace("macs", "MACs"), None if value is None else f"{value:,}"))
-    bytes_ = estimate["checkpoint_bytes"]
-    return _facts([*rows, ("checkpoint", None if bytes_ is None else size(bytes_))])
+    estimate = validation.estimate
+    bytes_ = estimate.checkpoint_bytes
+    return _facts(
+        [
+            ("spec", "valid; nothing was submitted"),
+            ("parameters", _grouped(estimate.parameters)),
+            ("MACs per image", _grouped(estimate.macs_per_image)),
+            ("training MACs", _grouped(estimate.training_macs)),
+            ("checkpoint", None if bytes_ is None else size(bytes_)),
+        ]
+    )
+
+
+def _grouped(count: int | None) -> str | None:
+    return None if count is None else f"{count:,}"
 
 
 def keys_table(keys: Iterable[Key]) -> Table:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from app.client import Client
 from app.local import Stack
+from secateur_client import Client
 from tests.specs import Document
 
 COMMAND = [sys.executable, "-m", "app.cli"]

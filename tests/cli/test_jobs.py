@@ -10,8 +10,8 @@ import psycopg
 import pytest
 import yaml
 
-from app.client import Client
 from app.local import Stack
+from secateur_client import Client
 from tests.cli.conftest import Secateur
 from tests.specs import Document, submit, train_spec
 
@@ -87,15 +87,15 @@ def test_a_log_of_several_pages_is_told_once(idle_client: Client, idle_service: 
             [job_id],
         )
     with idle_client as client:
-        told = [event["seq"] for event, _ in zip(client.events(job_id), range(1_000), strict=False)]
+        told = [event.seq for event, _ in zip(client.events(job_id), range(1_000), strict=False)]
     assert told == list(range(1, 251))
 
 
 def test_a_list_goes_on_over_its_pages(idle_client: Client, idle_http: httpx.Client) -> None:
     ids = [submit(idle_http, train_spec())["id"] for _ in range(5)]
     with idle_client as client:
-        newest = [job["id"] for job, _ in zip(client.list(page_size=2), range(5), strict=False)]
-        everything = [job["id"] for job in client.list(page_size=2)]
+        newest = [job.id for job, _ in zip(client.list(page_size=2), range(5), strict=False)]
+        everything = [job.id for job in client.list(page_size=2)]
     assert newest == ids[::-1]
     assert everything[:5] == newest
     assert len(everything) == len(set(everything))

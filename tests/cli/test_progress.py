@@ -11,22 +11,26 @@ from rich.console import Console
 from rich.text import Text
 
 from app.cli.progress import watching
+from secateur_client import Job
 
 
-def _job(status: str, fraction: float | None = None) -> Any:
-    progress = None
+def _job(status: str, fraction: float | None = None) -> Job:
+    progress: dict[str, Any] | None = None
     if fraction is not None:
         progress = {"phase": "training", "completed": int(fraction * 40), "total": 40, "unit": "steps"}
         progress["fraction"] = fraction
-    return {
-        "id": "job_1",
-        "display_name": "with L1",
-        "status": status,
-        "done": status == "succeeded",
-        "phase": None if status == "succeeded" else "training",
-        "progress": progress,
-        "error": None,
-    }
+    return Job.model_validate(
+        {
+            "id": "job_1",
+            "kind": "train",
+            "display_name": "with L1",
+            "status": status,
+            "done": status == "succeeded",
+            "phase": None if status == "succeeded" else "training",
+            "progress": progress,
+            "created_at": "2026-01-01T00:00:00Z",
+        }
+    )
 
 
 STATES = [_job("queued"), _job("running", 0.25), _job("running", 0.5), _job("succeeded", 1.0)]

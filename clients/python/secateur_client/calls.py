@@ -1,0 +1,508 @@
+"""Every request of the API, and what is made of its answer: written once, for both ways to wait."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from builtins import list as List  # noqa: N812 - `list` is a method here
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+from urllib.parse import quote
+from uuid import uuid4
+
+import httpx
+from pydantic import ValidationError
+
+from secateur_client.downloading import Download, target_of
+from secateur_client.errors import (
+    BadAddress,
+    DownloadFailed,
+    Gone,
+    NotSecateur,
+    Problem,
+    Unreachable,
+    WaitTimeout,
+    is_busy,
+    refusal,
+)
+from secateur_client.resources import (
+    Artifact,
+    Comparison,
+    Dataset,
+    Event,
+    Job,
+    Lineage,
+    Page,
+    Resource,
+    System,
+    Validation,
+)
+from secateur_client.retrying import Tries, retry_after
+from secateur_client.sse import Parser
+from secateur_client.transport import FileBody, Transport
+from secateur_client.version import VERSION
+
+R = TypeVar("R", bound=Resource)
+
+RETRY_SECONDS = 30.0
+CONNECT_SECONDS, SILENCE_SECONDS = 5.0, 30.0
+MOST_WAIT_SECONDS = 30
+"""What the server takes as `wait`."""
+STREAM_SILENCE_SECONDS = 45.0
+"""A stream says something every 15 s, even when there is nothing to say."""
+PACE_SECONDS = 2.0
+"""Between two looks at a job that the server did not hold back, and for which it names no time."""
+LEAST_PACE_SECONDS = 0.1
+PAGE_SIZE = 100
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+
+JobRef: TypeAlias = Job | str
+"""A job, or its id."""
+
+
+class Calls:
+    """The API's operations. `url` is the server's address, with or without a path before `/v1`."""
+
+    def __init__(self, transport: Transport, url: str, api_key: str | None, retry_seconds: float) -> None:
+        self.url = str(address_of(url)).rstrip("/")
+        self._transport = transport
+        self._headers = _headers(api_key)
+        self._retry_seconds = retry_seconds
+        self._answered = False
+
+    # --- jobs ---------------------------------------------------------------------------------------------------------
+
+    async def submit(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
+        """Submit a job, once, however often the request has to be sent: each of its tries bears the same key. Give a
+        key of your own for that to hold over several calls, such as before and after a crash."""
+        return await self._made("/v1/jobs", idempotency_key, document=spec)
+
+    async def validate(self, spec: Mapping[str, Any]) -> Validation:
+        """The resolved spec and an estimate; nothing is stored."""
+        request = self._request("POST", "/v1/jobs", params={"validate_only": "true"}, document=spec)
+        return _parsed(Validation, await self._answer(request, repeatable=True))
+
+    async def upload_checkpoint(
+        self,
+        path: Path,
+        *,
+        display_name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Send a state dict of the cnn architecture, as safetensors or as torch.save writes it, piece by piece; returns
+        the job that imports it: one, however often the file has to be sent. Raises OSError when it cannot be read."""
+        params: dict[str, Any] = {"label": [f"{key}:{value}" for key, value in (labels or {}).items()]}
+        if display_name is not None:
+            params["display_name"] = display_name
+        return await self._made("/v1/checkpoints", idempotency_key, params=params, file=path)
+
+    async def rerun(self, job: JobRef, *, idempotency_key: str | None = None) -> Job:
+        """Submit the spec of a job as a new one."""
+        return await self._made(f"{_path(job)}/rerun", idempotency_key)
+
+    async def get(self, job: JobRef) -> Job:
+        """The job as it is now."""
+        return await self._get(Job, _path(job))
+
+    async def wait(self, job: JobRef, *, timeout: float | None = None) -> Job:
+        """The job, once it is done, whatever became of it: look at `status`. Raises WaitTimeout after `timeout`
+        seconds."""
+        async with aclosing(self.watch(job, timeout=timeout)) as states:
+            async for state in states:
+                last = state
+        return last
+
+    async def watch(self, job: JobRef, *, timeout: float | None = None) -> AsyncGenerator[Job]:
+        """The job now, and again at each change; the last one is done. Raises WaitTimeout after `timeout` seconds.
+
+        Goes by `done` alone, so a status or phase that this client does not know cannot hang it.
+        """
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        last, etag, wait = None, "", 0
+        while True:
+            asked = time.monotonic()
+            response = await self._answer(self._look(job, etag, wait), until=until)
+            job_now = last if last and response.status_code == httpx.codes.NOT_MODIFIED else _parsed(Job, response)
+            changed = job_now != last
+            if changed:
+                yield job_now
+            if job_now.done:
+                return
+            last, etag = job_now, response.headers.get("ETag", "")
+            if (left := until - time.monotonic()) <= 0:
+                raise WaitTimeout(last)
+            if not changed and time.monotonic() - asked < min(wait, 1):
+                # The answer was not held back until there is something new: what stands in between may not allow it.
+                pause = _retry_after(response)
+                await self._transport.sleep(
+                    min(PACE_SECONDS if pause is None else max(pause, LEAST_PACE_SECONDS), left)
+                )
+            wait = math.ceil(min(MOST_WAIT_SECONDS, left))
+
+    def _look(self, job: JobRef, etag: str, wait: int) -> httpx.Request:
+        headers = {"If-None-Match": etag} if etag else {}
+        silence = wait + SILENCE_SECONDS
+        return self._request("GET", _path(job), params={"wait": wait}, headers=headers, silence=silence)
+
+    async def list(
+        self,
+        *,
+        status: Sequence[str] = (),
+        kind: Sequence[str] = (),
+        labels: Mapping[str, str] | None = None,
+        parent: JobRef | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        page_size: int = PAGE_SIZE,
+    ) -> AsyncGenerator[Job]:
+        """Jobs of the key's tenant, newest first, fetched page by page as they are taken: of any of these statuses and
+        kinds, with all of these labels, reruns of `parent`. Times need a zone."""
+        params = {
+            "limit": page_size,
+            "status": [*status],
+            "kind": [*kind],
+            "label": [f"{key}:{value}" for key, value in (labels or {}).items()],
+            "parent": parent and _id(parent),
+            "created_after": created_after and created_after.isoformat(),
+            "created_before": created_before and created_before.isoformat(),
+        }
+        async for job in self._pages(Job, "/v1/jobs", params):
+            yield job
+
+    async def update(self, job: JobRef, changes: Mapping[str, Any], *, only_if_unchanged: bool = False) -> Job:
+        """Change `display_name` and `labels` by a merge patch: what is left out stays, None removes, also one
+        label. With `only_if_unchanged`, raises Changed when the job has another revision by now than the one given."""
+        headers = {"Content-Type": "application/merge-patch+json"}
+        if only_if_unchanged:
+            if not isinstance(job, Job):
+                raise TypeError("only_if_unchanged needs the job as it was read, not its id alone")
+            headers["If-Match"] = f'W/"{job.revision}"'
+        request = self._request("PATCH", _path(job), document=changes, headers=headers)
+        # Twice is once, unless the first time makes the condition false.
+        return _parsed(Job, await self._answer(request, repeatable=not only_if_unchanged))
+
+    async def cancel(self, job: JobRef) -> Job:
+        """Ask for a job's end. Raises Conflict when it has ended by itself."""
+        # Asked twice, the server says the same.
+        request = self._request("POST", f"{_path(job)}/cancel")
+        return _parsed(Job, await self._answer(request, repeatable=True))
+
+    async def retry(self, job: JobRef) -> Job:
+        """Run a failed job again, as its next attempt."""
+        return _parsed(Job, await self._answer(self._request("POST", f"{_path(job)}/retry")))
+
+    async def delete(self, job: JobRef) -> None:
+        """Delete a job that is done, with its files, for good. One that is deleted already is no error: it may be that
+        an earlier try did it, whose answer was lost."""
+        try:
+            await self._answer(self._request("DELETE", _path(job)))
+        except Gone:
+            return
+
+    async def lineage(self, job: JobRef) -> Lineage:
+        """All that the job was made from, and what was made of it directly."""
+        return await self._get(Lineage, f"{_path(job)}/lineage")
+
+    async def compare(self, jobs: Sequence[JobRef]) -> Comparison:
+        """Two to eight finished jobs with their reports, in this order."""
+        request = self._request("GET", "/v1/compare", params={"jobs": ",".join(map(_id, jobs))})
+        return _parsed(Comparison, await self._answer(request))
+
+    # --- logs ---------------------------------------------------------------------------------------------------------
+
+    async def events(self, job: JobRef, *, after: int = 0, page_size: int = PAGE_SIZE) -> AsyncGenerator[Event]:
+        """The job's log so far, beyond the entry whose `seq` is `after`."""
+        params = {"after": after, "limit": page_size}
+        async for event in self._pages(Event, f"{_path(job)}/events", params, cursor="after"):
+            yield event
+
+    async def stream(self, job: JobRef, *, after: int = 0) -> AsyncGenerator[Event]:
+        """The job's log as it grows, each entry once and in order, until the last one of a job that is done. A
+        connection that ends before that is followed by another one, from the last entry on."""
+        tries = self._tries()
+        while True:
+            parser = Parser()
+            try:
+                async with aclosing(self._stream_pieces(job, after)) as pieces:
+                    async for piece in pieces:
+                        tries = self._tries()  # as long as something comes, the patience starts anew
+                        for sent in parser.feed(piece):
+                            if sent.event == "end":
+                                return
+                            event = _event(sent.data)
+                            if event.seq > after:
+                                after = event.seq
+                                yield event
+            except (Unreachable, Problem) as error:
+                pause = tries.pause_after(error)
+                if pause is None:
+                    raise
+                await self._transport.sleep(pause)
+
+    async def _stream_pieces(self, job: JobRef, after: int) -> AsyncGenerator[bytes]:
+        """What one connection brings; it ends by an error, since only the log itself says where it ends."""
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+        path = f"{_path(job)}/events/stream"
+        request = self._request("GET", path, headers=headers, silence=STREAM_SILENCE_SECONDS)
+        async with self._opened(request) as response, aclosing(self._transport.pieces(response)) as pieces:
+            async for piece in pieces:
+                yield piece
+        raise Unreachable(f"{self.url} has ended the stream before the job's end.")
+
+    # --- artifacts ----------------------------------------------------------------------------------------------------
+
+    async def artifacts(self, job: JobRef) -> List[Artifact]:
+        """What the job published; nothing until it has succeeded."""
+        return [each async for each in self._pages(Artifact, f"{_path(job)}/artifacts", {})]
+
+    async def download(self, job: JobRef, artifact: Artifact | str, path: Path) -> Path:
+        """Fetch an artifact, by its record or its name, and check it against its record's SHA-256. `path` is the file
+        to write, or a folder that is there. Returns the file.
+
+        The path only ever holds the whole and verified file; what is on its way is in `NAME.DIGEST.part` beside it,
+        which a later call, also of another process, picks up. A file that is there already is not fetched again.
+        """
+        record = artifact if isinstance(artifact, Artifact) else await self._record(job, artifact)
+        target = target_of(record, path)
+        download = Download(record, target)
+        if await self._transport.disk(lambda: download.is_there):
+            return target
+        url = f"{_path(job)}/artifacts/{quote(record.name, safe='')}"
+        tries = self._tries()
+        while missing := await self._transport.disk(download.missing):
+            try:
+                await self._fetch(url, download)
+                if await self._transport.disk(download.missing) == missing:
+                    raise DownloadFailed(f"{record.name} ended {missing} bytes before its {record.size}.")
+            except (Unreachable, Problem) as error:
+                if await self._transport.disk(download.missing) < missing:
+                    tries = self._tries()  # as long as something comes, the patience starts anew
+                pause = tries.pause_after(error)
+                if pause is None:
+                    raise
+                await self._transport.sleep(pause)
+        return await self._transport.disk(download.finish)
+
+    async def _record(self, job: JobRef, name: str) -> Artifact:
+        records = await self.artifacts(job)
+        for record in records:
+            if record.name == name:
+                return record
+        known = ", ".join(each.name for each in records) or "none"
+        raise DownloadFailed(f"{_id(job)} has no artifact {name!r}; it has: {known}.")
+
+    async def _fetch(self, url: str, download: Download) -> None:
+        """Append what is missing, or write all of it anew when the server sends the whole."""
+        headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
+        have = await self._transport.disk(download.have)
+        if have:
+            headers |= {"Range": f"bytes={have}-", "If-Range": download.etag}
+        request = self._request("GET", url, headers=headers)
+        # Redirects are followed here alone: a store may serve the bytes, but a redirected POST would become a GET.
+        async with self._opened(request, follow_redirects=True) as response:
+            if response.status_code != httpx.codes.PARTIAL_CONTENT:
+                have = 0
+            elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                raise DownloadFailed(f"{response.url} has sent another part than was asked for.")
+            await self._transport.disk(lambda: download.begin(have))
+            async with aclosing(self._transport.pieces(response)) as pieces:
+                async for piece in pieces:
+                    await self._transport.disk(lambda piece=piece: download.append(piece))  # type: ignore[misc]
+
+    # --- the service --------------------------------------------------------------------------------------------------
+
+    async def options(self) -> dict[str, Any]:
+        """What a spec may ask for, with ranges and defaults."""
+        return (await self._get(Resource, "/v1/options")).as_json()
+
+    async def datasets(self) -> AsyncGenerator[Dataset]:
+        """The data sets that a spec may name."""
+        async for dataset in self._pages(Dataset, "/v1/datasets", {}):
+            yield dataset
+
+    async def system(self) -> System:
+        """The queue, the workers and the versions."""
+        return await self._get(System, "/v1/system")
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.close()
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        document: Mapping[str, Any] | None = None,
+        file: Path | None = None,
+        headers: Mapping[str, str] | None = None,
+        silence: float = SILENCE_SECONDS,
+    ) -> httpx.Request:
+        url = httpx.URL(f"{self.url}{path}")
+        if params:
+            url = url.copy_merge_params({name: value for name, value in params.items() if value not in (None, "")})
+        sent = {**self._headers}
+        content, body = None, None
+        if document is not None:
+            sent["Content-Type"] = "application/json"
+            content = json.dumps(document, allow_nan=False).encode()
+        if file is not None:
+            sent |= {"Content-Type": "application/octet-stream", "Content-Length": str(file.stat().st_size)}
+            sent["Host"] = url.netloc.decode("ascii")  # which httpx leaves to those who bring a stream of their own
+            body = FileBody(file)
+        extensions = {"timeout": httpx.Timeout(silence, connect=CONNECT_SECONDS).as_dict()}
+        sent |= headers or {}
+        return httpx.Request(method, url, headers=sent, content=content, stream=body, extensions=extensions)
+
+    async def _made(self, path: str, key: str | None, **content: Any) -> Job:
+        """What makes a job, with a key under which it may be sent as often as a read."""
+        headers = {"Idempotency-Key": uuid4().hex if key is None else key}
+        return _parsed(Job, await self._answer(self._request("POST", path, headers=headers, **content)))
+
+    async def _get(self, resource: type[R], path: str) -> R:
+        return _parsed(resource, await self._answer(self._request("GET", path)))
+
+    async def _pages(
+        self, item: type[R], path: str, params: Mapping[str, Any], *, cursor: str = "cursor"
+    ) -> AsyncGenerator[R]:
+        following: str | None = None
+        while True:
+            query = params if following is None else {**params, cursor: following}
+            response = await self._answer(self._request("GET", path, params=query))
+            page = _parsed(Page, response)
+            for each in page.items:
+                yield _validated(item, each, response)
+            following = page.next_cursor
+            if following is None:
+                return
+
+    def _tries(self, until: float = math.inf) -> Tries:
+        return Tries(min(self._retry_seconds, until - time.monotonic()))
+
+    async def _answer(
+        self, request: httpx.Request, *, repeatable: bool | None = None, until: float = math.inf
+    ) -> httpx.Response:
+        """The whole answer. What may be repeated is, while the connection breaks or the server is busy; unless told,
+        that is what HTTP calls idempotent, and what bears an idempotency key."""
+        if repeatable is None:
+            repeatable = request.method in _IDEMPOTENT or "Idempotency-Key" in request.headers
+        tries = self._tries(until)
+        while True:
+            try:
+                async with self._opened(request) as response:
+                    await self._transport.read(response)
+                    return response
+            except (Unreachable, Problem) as error:
+                pause = tries.pause_after(error) if repeatable else None
+                if pause is None:
+                    raise
+                await self._transport.sleep(pause)
+
+    @asynccontextmanager
+    async def _opened(self, request: httpx.Request, *, follow_redirects: bool = False) -> AsyncIterator[httpx.Response]:
+        """An answer that is no refusal, its body still to come. Raises Unreachable also when that breaks off."""
+        try:
+            async with self._transport.open(request, follow_redirects=follow_redirects) as response:
+                known = response.status_code == httpx.codes.NOT_MODIFIED and "If-None-Match" in request.headers
+                if not (response.is_success or known):
+                    await self._transport.read(response)
+                    raise _refused(response)
+                self._answered = True
+                yield response
+        except httpx.RequestError as error:
+            hopeless = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and not self._answered
+            message = f"No answer from {self.url}: {error or type(error).__name__}."
+            raise Unreachable(message, hopeless=hopeless) from error
+
+
+def http_options(url: str) -> dict[str, Any]:
+    """What both of httpx's clients are made with."""
+    # A proxy cannot reach what listens here.
+    return {"trust_env": address_of(url).host not in _LOOPBACK}
+
+
+def address_of(url: str) -> httpx.URL:
+    """Raises BadAddress."""
+    try:
+        address = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise BadAddress(f"{url!r} is no URL: {error}.") from error
+    if address.scheme not in ("http", "https") or not address.host:
+        raise BadAddress(f"{url!r} is no server's address: it must look like http://127.0.0.1:8000.")
+    return address
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    headers = {"Accept": "application/json", "User-Agent": f"secateur-client/{VERSION}"}
+    if api_key is None:
+        return headers
+    if not (api_key.isascii() and api_key.isprintable() and " " not in api_key and api_key):
+        raise BadAddress("The API key is empty or holds characters that no key has.")
+    return {**headers, "Authorization": f"Bearer {api_key}"}
+
+
+def _id(job: JobRef) -> str:
+    return job.id if isinstance(job, Job) else job
+
+
+def _path(job: JobRef) -> str:
+    return f"/v1/jobs/{quote(_id(job), safe='')}"
+
+
+def _event(data: str) -> Event:
+    try:
+        return Event.model_validate_json(data)
+    except ValidationError as error:
+        raise NotSecateur("The stream has an entry that is none of a job's log.") from error
+
+
+def _parsed(resource: type[R], response: httpx.Response) -> R:
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    return _validated(resource, body, response)
+
+
+def _validated(resource: type[R], body: Any, response: httpx.Response) -> R:
+    try:
+        return resource.model_validate(body)
+    except ValidationError as error:
+        what = f"{response.request.url} answered {response.status_code}"
+        raise NotSecateur(f"{what} with something that is no {resource.__name__.lower()}.") from error
+
+
+def _refused(response: httpx.Response) -> Problem | NotSecateur:
+    """What a refusal says. A gateway's own error page is none of the API's, but its status still counts."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    pause = _retry_after(response)
+    if isinstance(body, dict) and "title" in body:
+        return refusal(response.status_code, body, pause)
+    if is_busy(response.status_code):
+        return refusal(response.status_code, {"title": "The server is busy"}, pause)
+    return NotSecateur(
+        f"{response.request.url} answered {response.status_code} {response.reason_phrase}, "
+        "and not as a Secateur server does."
+    )
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    return retry_after(response.headers.get("Retry-After", ""))
+
+
+def _pace(response: httpx.Response) -> float:
+    named = _retry_after(response)
+    return PACE_SECONDS if named is None else max(named, LEAST_PACE_SECONDS)

@@ -1,0 +1,163 @@
+"""The two clients: one that blocks, one for asyncio."""
+
+from __future__ import annotations
+
+from builtins import list as List  # noqa: N812 - `list` is a method here
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from secateur_client.calls import PAGE_SIZE, RETRY_SECONDS, Calls, JobRef, http_options
+from secateur_client.resources import (
+    Artifact,
+    Comparison,
+    Dataset,
+    Event,
+    Job,
+    Lineage,
+    System,
+    Validation,
+)
+from secateur_client.transport import Blocking, OnLoop, iterate, run
+
+
+class AsyncClient(Calls):
+    """Talks to one server with one key, on asyncio's loop. Use it as an async context manager, or call `close`.
+
+    `retry_seconds` is how long one request goes on trying, in all.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None, *, retry_seconds: float = RETRY_SECONDS) -> None:
+        super().__init__(OnLoop(httpx.AsyncClient(**http_options(url))), url, api_key, retry_seconds)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class Client:
+    """Talks to one server with one key, and blocks. Use it as a context manager, or call `close`.
+
+    `retry_seconds` is how long one request goes on trying, in all.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None, *, retry_seconds: float = RETRY_SECONDS) -> None:
+        self._calls = Calls(Blocking(httpx.Client(**http_options(url))), url, api_key, retry_seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        run(self._calls.close())
+
+    @property
+    def url(self) -> str:
+        return self._calls.url
+
+    def submit(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
+        return run(self._calls.submit(spec, idempotency_key=idempotency_key))
+
+    def validate(self, spec: Mapping[str, Any]) -> Validation:
+        return run(self._calls.validate(spec))
+
+    def upload_checkpoint(
+        self,
+        path: Path,
+        *,
+        display_name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        return run(
+            self._calls.upload_checkpoint(
+                path, display_name=display_name, labels=labels, idempotency_key=idempotency_key
+            )
+        )
+
+    def rerun(self, job: JobRef, *, idempotency_key: str | None = None) -> Job:
+        return run(self._calls.rerun(job, idempotency_key=idempotency_key))
+
+    def get(self, job: JobRef) -> Job:
+        return run(self._calls.get(job))
+
+    def wait(self, job: JobRef, *, timeout: float | None = None) -> Job:
+        return run(self._calls.wait(job, timeout=timeout))
+
+    def watch(self, job: JobRef, *, timeout: float | None = None) -> Iterator[Job]:
+        return iterate(self._calls.watch(job, timeout=timeout))
+
+    def list(
+        self,
+        *,
+        status: Sequence[str] = (),
+        kind: Sequence[str] = (),
+        labels: Mapping[str, str] | None = None,
+        parent: JobRef | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        page_size: int = PAGE_SIZE,
+    ) -> Iterator[Job]:
+        return iterate(
+            self._calls.list(
+                status=status,
+                kind=kind,
+                labels=labels,
+                parent=parent,
+                created_after=created_after,
+                created_before=created_before,
+                page_size=page_size,
+            )
+        )
+
+    def update(self, job: JobRef, changes: Mapping[str, Any], *, only_if_unchanged: bool = False) -> Job:
+        return run(self._calls.update(job, changes, only_if_unchanged=only_if_unchanged))
+
+    def cancel(self, job: JobRef) -> Job:
+        return run(self._calls.cancel(job))
+
+    def retry(self, job: JobRef) -> Job:
+        return run(self._calls.retry(job))
+
+    def delete(self, job: JobRef) -> None:
+        run(self._calls.delete(job))
+
+    def lineage(self, job: JobRef) -> Lineage:
+        return run(self._calls.lineage(job))
+
+    def compare(self, jobs: Sequence[JobRef]) -> Comparison:
+        return run(self._calls.compare(jobs))
+
+    def events(self, job: JobRef, *, after: int = 0, page_size: int = PAGE_SIZE) -> Iterator[Event]:
+        return iterate(self._calls.events(job, after=after, page_size=page_size))
+
+    def stream(self, job: JobRef, *, after: int = 0) -> Iterator[Event]:
+        return iterate(self._calls.stream(job, after=after))
+
+    def artifacts(self, job: JobRef) -> List[Artifact]:
+        return run(self._calls.artifacts(job))
+
+    def download(self, job: JobRef, artifact: Artifact | str, path: Path) -> Path:
+        return run(self._calls.download(job, artifact, path))
+
+    def options(self) -> dict[str, Any]:
+        return run(self._calls.options())
+
+    def datasets(self) -> Iterator[Dataset]:
+        return iterate(self._calls.datasets())
+
+    def system(self) -> System:
+        return run(self._calls.system())
+
+
+# What each does is written once, above.
+for _name, _method in vars(Client).items():
+    if not _name.startswith("_") and hasattr(Calls, _name) and not _method.__doc__:
+        _method.__doc__ = getattr(Calls, _name).__doc__
