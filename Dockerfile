@@ -15,8 +15,9 @@ RUN useradd --uid 10001 --create-home secateur \
     && install --directory --owner secateur --group secateur /artifacts /data
 WORKDIR /srv/secateur
 # The dependencies ahead of the code, which is found through PYTHONPATH: their layers outlive every change of it.
+COPY clients/python clients/python/
 COPY pyproject.toml constraints.txt README.md ./
-RUN pip install -c constraints.txt .
+RUN pip install -c constraints.txt ./clients/python .
 
 FROM base AS api
 COPY migrations migrations/

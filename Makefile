@@ -16,7 +16,7 @@ JOBS ?= 80
 FAULTS ?= 100
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test acceptance chaos frontier recount lint types up clean
+.PHONY: help setup demo test acceptance chaos frontier recount lint types openapi up clean
 
 help: ## Show this list
 	@echo 'make TARGET, of which there are:'
@@ -53,16 +53,19 @@ lint: $(STAMP) ## Check style, formatting and who imports whom
 types: $(STAMP) ## Check the types
 	$(BIN)/mypy
 
+openapi: $(STAMP) ## Renew the copy of the API's description, which a test compares
+	$(BIN)/python -m app.api.describe docs/openapi.json
+
 up: $(STAMP) ## Run the service here until Ctrl-C; ARGS='--port 9000' go to `secateur up`
 	@$(BIN)/secateur up $(ARGS)
 
 clean: ## Remove .venv, caches and demo-output; .secateur, which holds your jobs, stays
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	rm -rf build dist *.egg-info demo-output
-	find app worker migrations tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf build dist *.egg-info clients/python/build clients/python/*.egg-info demo-output
+	find app clients worker migrations tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Last of all the stamp: a set-up that was cut short starts over.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml clients/python/pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo 'No Python of 3.11 or newer found. Install one, or name it: make PYTHON=/path/to/python3' >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo '$(PYTHON) is not a Python of 3.11 or newer.' >&2; exit 1; }
@@ -70,5 +73,5 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo '$(PYTHON) cannot make virtual environments: on Debian and Ubuntu, apt install python3-venv.' >&2; exit 1; }
 	@echo 'Setting up .venv, 5 GB with PyTorch: a minute or more …'
 	@"$(PYTHON)" -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[worker,local,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ./clients/python -e '.[worker,local,dev]'
 	@touch $(STAMP)

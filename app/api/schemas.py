@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -41,6 +41,11 @@ class Page(Resource, Generic[T]):
     next_cursor: str | None = Field(
         description="The next page's `cursor` (of events, its `after`); null on the last. `Link` has its address."
     )
+
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
+        """As the description calls it: JobPage."""
+        return f"{params[0].__name__}Page"
 
 
 class Progress(Resource):

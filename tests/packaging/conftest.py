@@ -31,6 +31,13 @@ def project(root: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def client(root: Path) -> dict[str, Any]:
+    """The same of the client's."""
+    section: dict[str, Any] = tomllib.loads((root / "clients/python/pyproject.toml").read_text())["project"]
+    return section
+
+
+@pytest.fixture(scope="session")
 def dockerfile(root: Path) -> list[Instruction]:
     """The Dockerfile's instructions, each with the stage that it belongs to."""
     text = re.sub(r"^#.*\n", "", (root / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")

@@ -64,10 +64,11 @@ def test_what_is_installed_is_what_the_makefile_installs(
 ) -> None:
     installs = _pip_installs(dockerfile)
     assert all(arguments[:2] == ["-c", "constraints.txt"] for arguments in installs.values())
-    assert installs["base"][2:] == ["."]
-    extras = {extra for arguments in installs.values() for extra in re.findall(r"\w+", "".join(arguments[2:]))}
+    assert installs["base"][2:] == ["./clients/python", "."]
+    asked = [re.fullmatch(r"\.\[(.+)\]", arguments[-1]) for arguments in installs.values()]
+    extras = {extra for found in asked if found for extra in found[1].split(",")}
     assert extras == project["optional-dependencies"].keys()
-    assert f"-c constraints.txt -e '{installs['test'][2]}'" in (root / "Makefile").read_text()
+    assert f"-c constraints.txt -e ./clients/python -e '{installs['test'][2]}'" in (root / "Makefile").read_text()
 
 
 def test_nobody_runs_as_root_and_no_build_tool_is_installed(dockerfile: list[Instruction]) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import shutil
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,13 +31,28 @@ def _direct(project: dict[str, Any]) -> list[Requirement]:
     return [Requirement(text) for group in groups for text in group]
 
 
-def test_every_direct_dependency_is_pinned_within_its_range(project: dict[str, Any], pins: dict[str, str]) -> None:
-    wrong = [str(r) for r in _direct(project) if not r.specifier.contains(pins.get(canonicalize_name(r.name), "0"))]
-    assert wrong == []
+def test_every_direct_dependency_is_pinned_within_its_range(
+    project: dict[str, Any], client: dict[str, Any], pins: dict[str, str]
+) -> None:
+    there = {**pins, client["name"]: client["version"]}
+    direct = [*_direct(project), *map(Requirement, client["dependencies"])]
+    assert [str(r) for r in direct if not r.specifier.contains(there.get(canonicalize_name(r.name), "0"))] == []
 
 
 def test_everything_that_comes_along_is_pinned(pins: dict[str, str]) -> None:
-    assert _closure("secateur", {"worker", "local", "dev"}) - {"secateur"} <= pins.keys()
+    ours = {"secateur", "secateur-client"}
+    assert _closure("secateur", {"worker", "local", "dev"}) - ours <= pins.keys()
+
+
+def test_the_client_is_a_small_package_of_its_own(root: Path, client: dict[str, Any], tmp_path: Path) -> None:
+    assert {Requirement(text).name for text in client["dependencies"]} == {"httpx", "pydantic"}
+    source = shutil.copytree(root / "clients" / "python", tmp_path / "source")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", tmp_path]
+    subprocess.run([*command, source], check=True, capture_output=True, timeout=120)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if "dist-info" not in name}
+    modules = {f"secateur_client/{path.name}" for path in (source / "secateur_client").glob("*.py")}
+    assert names == modules | {"secateur_client/py.typed"}
 
 
 def test_torch_and_torchvision_are_a_pair(pins: dict[str, str]) -> None:

@@ -13,7 +13,21 @@ import pytest
 pytestmark = pytest.mark.host
 
 TARGETS = [
-    *("help", "setup", "demo", "test", "acceptance", "chaos", "frontier", "recount", "lint", "types", "up", "clean"),
+    *(
+        "help",
+        "setup",
+        "demo",
+        "test",
+        "acceptance",
+        "chaos",
+        "frontier",
+        "recount",
+        "lint",
+        "types",
+        "openapi",
+        "up",
+        "clean",
+    ),
 ]
 
 
@@ -22,8 +36,9 @@ def checkout(root: Path, tmp_path: Path) -> Path:
     """What set-up looks at, under a name with spaces."""
     folder = tmp_path / "a checkout somewhere"
     folder.mkdir()
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
-        shutil.copy(root / name, folder)
+    (folder / "clients" / "python").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "clients/python/pyproject.toml", "constraints.txt"):
+        shutil.copy(root / name, folder / name)
     return folder
 
 
@@ -53,7 +68,7 @@ def test_no_python_at_all_is_told(checkout: Path) -> None:
     assert "No Python of 3.11 or newer found." in done.stderr
 
 
-@pytest.mark.parametrize("cause", ["pyproject.toml", "constraints.txt"])
+@pytest.mark.parametrize("cause", ["pyproject.toml", "clients/python/pyproject.toml", "constraints.txt"])
 def test_set_up_is_done_once_and_again_when_its_files_change(checkout: Path, cause: str) -> None:
     assert _make(checkout, "--question", "setup").returncode == 1
     stamp = checkout / ".venv" / "installed"

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api import resources
 from app.api.deps import ArtifactReaderDep, PartsDep, ReaderDep, SessionDep
-from app.api.openapi import DOWNLOAD, problems
+from app.api.openapi import DOWNLOAD, DOWNLOAD_PARAMETERS, problems
 from app.api.schemas import Artifact, Page
 from app.core.errors import RangeBeyondEnd
 from app.services import artifacts
@@ -21,7 +21,7 @@ _ONE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"])
 
 
-@router.get("", operation_id="list_artifacts", responses=problems(404))
+@router.get("", operation_id="list_artifacts", responses=problems(404, 410))
 def list_artifacts(job_id: str, who: ReaderDep, session: SessionDep) -> Page[Artifact]:
     """What the job published; empty until it has succeeded."""
     job, records = artifacts.list_artifacts(session, who.tenant, job_id)
@@ -33,7 +33,8 @@ def list_artifacts(job_id: str, who: ReaderDep, session: SessionDep) -> Page[Art
     "/{name:path}",
     operation_id="download_artifact",
     response_class=FileResponse,
-    responses=DOWNLOAD | problems(404, 416),
+    openapi_extra=DOWNLOAD_PARAMETERS,
+    responses=DOWNLOAD | problems(404, 410, 416),
 )
 def download_artifact(
     job_id: str, name: str, request: Request, who: ArtifactReaderDep, session: SessionDep, parts: PartsDep

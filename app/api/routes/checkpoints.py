@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from app.api import resources
 from app.api.accepted import accepted
 from app.api.deps import IdempotencyKey, LabelPairs, Parts, PartsDep, UploaderDep, labels_of
-from app.api.openapi import CHECKPOINT_BODY, problems
+from app.api.openapi import ACCEPTED, CHECKPOINT_BODY, problems
 from app.api.schemas import Job
 from app.contract.spec import DisplayName
 from app.core.errors import IdempotencyKeyReused, UnsupportedMediaType
@@ -30,7 +30,7 @@ router = APIRouter(tags=["checkpoints"])
     response_model=Job,
     operation_id="upload_checkpoint",
     openapi_extra=CHECKPOINT_BODY,
-    responses=problems(400, 408, 413, 415, 422),
+    responses=problems(400, 408, 413, 415, 422) | ACCEPTED,
 )
 async def upload_checkpoint(
     who: UploaderDep,

@@ -29,7 +29,7 @@ from app.api.deps import (
     WriterDep,
     labels_of,
 )
-from app.api.openapi import PATCH_BODY, SPEC_BODY, problems
+from app.api.openapi import ACCEPTED, PAGE, PATCH_BODY, SPEC_BODY, problems, with_headers
 from app.api.schemas import Estimate, Event, Job, Lineage, LineageEdge, LineageJob, Page, Validation
 from app.contract.reference import JobId
 from app.contract.spec import CompareSpec, Kind, all_macs
@@ -68,6 +68,7 @@ PRIVATE = "private, no-cache"
     operation_id="submit_job",
     openapi_extra=SPEC_BODY,
     responses=problems(400, 408, 409, 413, 415, 422)
+    | ACCEPTED
     | {200: {"model": Validation, "description": "With `validate_only`."}},
 )
 def submit(
@@ -104,7 +105,7 @@ def _validated(resolved: jobs.Resolved) -> JSONResponse:
     return JSONResponse(Validation(spec=spec, estimate=estimate).model_dump(mode="json"))
 
 
-@router.get("", operation_id="list_jobs", responses=problems(400, 422))
+@router.get("", operation_id="list_jobs", responses=problems(400, 422) | PAGE)
 def list_jobs(
     who: ReaderDep,
     session: SessionDep,
@@ -144,7 +145,9 @@ def link_next(request: Request, response: Response, **parameter: str | None) -> 
     "/{job_id}",
     response_model=Job,
     operation_id="get_job",
-    responses=problems(404, 410, 422) | {304: {"description": "The client's copy is the present one."}},
+    responses=problems(404, 410, 422)
+    | with_headers(200, "ETag", "Retry-After")
+    | {304: {"description": "The client's copy is the present one.", **with_headers(304, "ETag")[304]}},
 )
 async def get_job(
     job_id: str,
@@ -207,7 +210,7 @@ def _job(parts: Parts, tenant: str, job_id: str) -> Response:
     "/{job_id}",
     operation_id="update_job",
     openapi_extra=PATCH_BODY,
-    responses=problems(400, 404, 408, 410, 412, 413, 415, 422),
+    responses=problems(400, 404, 408, 410, 412, 413, 415, 422) | with_headers(200, "ETag"),
 )
 def update_job(
     job_id: str,
@@ -248,7 +251,12 @@ def cancel_job(job_id: str, who: WriterDep, session: SessionDep, response: Respo
     return resources.job(row)
 
 
-@router.post("/{job_id}/retry", status_code=202, operation_id="retry_job", responses=problems(404, 409, 410))
+@router.post(
+    "/{job_id}/retry",
+    status_code=202,
+    operation_id="retry_job",
+    responses=problems(404, 409, 410) | with_headers(202, "Retry-After"),
+)
 def retry_job(
     job_id: str, who: WriterDep, session: SessionDep, parts: PartsDep, background: BackgroundTasks, response: Response
 ) -> Job:
@@ -264,7 +272,7 @@ def retry_job(
     status_code=202,
     response_model=Job,
     operation_id="rerun_job",
-    responses=problems(404, 409, 410, 422),
+    responses=problems(404, 409, 410, 422) | ACCEPTED,
 )
 def rerun_job(
     job_id: str,
@@ -298,7 +306,7 @@ def get_lineage(job_id: str, who: ReaderDep, session: SessionDep) -> Lineage:
     )
 
 
-@router.get("/{job_id}/events", operation_id="list_job_events", responses=problems(404, 410, 422))
+@router.get("/{job_id}/events", operation_id="list_job_events", responses=problems(404, 410, 422) | PAGE)
 def list_events(
     job_id: str,
     who: ReaderDep,
