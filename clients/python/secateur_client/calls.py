@@ -9,6 +9,7 @@ from builtins import list as List  # noqa: N812 - `list` is a method here
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote
@@ -140,10 +141,7 @@ class Calls:
                 raise WaitTimeout(last)
             if not changed and time.monotonic() - asked < min(wait, 1):
                 # The answer was not held back until there is something new: what stands in between may not allow it.
-                pause = _retry_after(response)
-                await self._transport.sleep(
-                    min(PACE_SECONDS if pause is None else max(pause, LEAST_PACE_SECONDS), left)
-                )
+                await self._transport.sleep(min(_pace(response), left))
             wait = math.ceil(min(MOST_WAIT_SECONDS, left))
 
     def _look(self, job: JobRef, etag: str, wait: int) -> httpx.Request:
@@ -311,10 +309,10 @@ class Calls:
                 have = 0
             elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                 raise DownloadFailed(f"{response.url} has sent another part than was asked for.")
-            await self._transport.disk(lambda: download.begin(have))
+            await self._transport.disk(partial(download.begin, have))
             async with aclosing(self._transport.pieces(response)) as pieces:
                 async for piece in pieces:
-                    await self._transport.disk(lambda piece=piece: download.append(piece))  # type: ignore[misc]
+                    await self._transport.disk(partial(download.append, piece))
 
     # --- the service --------------------------------------------------------------------------------------------------
 
