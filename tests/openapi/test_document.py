@@ -12,7 +12,6 @@ import httpx
 import pytest
 from jsonschema import Draft202012Validator
 
-from app.api.describe import description
 from app.contract.patch import PATCH
 from app.contract.spec import parse_spec
 
@@ -55,8 +54,8 @@ def _examples(node: Any) -> Iterator[tuple[dict[str, Any], Any]]:
                 yield from _examples(inner)
 
 
-def test_the_copy_is_the_present_description() -> None:
-    assert COPY.read_text(encoding="utf-8") == description(), "renew it: make openapi"
+def test_the_copy_is_the_present_description(described: str) -> None:
+    assert COPY.read_text(encoding="utf-8") == described, "renew it: make openapi"
 
 
 def test_every_example_is_valid(document: dict[str, Any]) -> None:

@@ -44,9 +44,7 @@ def _run(*command: str, **variables: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_a_generated_client_submits_waits_and_downloads(
-    service: Stack, http: httpx.Client, document: object, tmp_path: Path
-) -> None:
+def test_a_generated_client_submits_waits_and_downloads(service: Stack, http: httpx.Client, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"post_hooks": []}))  # they only format
     package = tmp_path / "generated"
@@ -55,7 +53,6 @@ def test_a_generated_client_submits_waits_and_downloads(
     _run(*generator, *options, "--output-path", str(package))
 
     spec = json.dumps(train_spec(regularization={"penalty": "l1"}))
-    # Isolated, so that nothing but the generated package and its own needs can be meant.
     said = _run(sys.executable, "-c", PROGRAM, service.url, service.api_key, spec, PYTHONPATH=str(tmp_path))
 
     answer = json.loads(said)
