@@ -1,7 +1,8 @@
 """The way to the workers: a Celery message that bears a job's id and nothing else.
 
 The row is the job and the message only a wake-up call, so losing or repeating one does no harm, and a broker that is
-away is no reason to refuse a job. This side knows the task's name, not its function.
+away is no reason to refuse a job. Whoever gets one takes the job whose turn it is, which may be another than the one
+that the message is about. This side knows the task's name, not its function.
 """
 
 from __future__ import annotations
@@ -101,6 +102,12 @@ class Queue:
             )
             return False
         return True
+
+    def remind(self, job_id: str) -> None:
+        """Tell a worker that a job waits, unless there are messages that will lead one to it anyway."""
+        broker = self.look()
+        if broker is not None and not broker.waiting:
+            self.wake(job_id)
 
     def is_up(self) -> bool:
         """Whether the broker answers now."""

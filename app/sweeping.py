@@ -12,7 +12,7 @@ from itertools import takewhile
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.db import sweep, webhooks, workers
+from app.db import sweep, turns, webhooks, workers
 from app.db.session import AWAY
 from app.queue import Queue
 from app.storage import ArtifactStore
@@ -32,6 +32,8 @@ class Round:
     queue: Queue
     store: ArtifactStore
     max_attempts: int
+    max_running: int
+    """Of a tenant without a cap of its own."""
 
     def run(self) -> None:
         """Moves first, in one transaction; messages and files after its commit."""
@@ -62,6 +64,16 @@ class Round:
         elif broker.is_new:
             # Last: had this process died before, another would have sent them all again.
             self.queue.mark()
+        elif not (due or broker.waiting):
+            self._wake_next()
+
+    def _wake_next(self) -> None:
+        """Messages may be fewer than jobs that can be begun: one was lost, or came while the cap of a tenant held, and
+        whoever then made room for the job, or raised the cap, could not tell."""
+        with self.sessions.begin() as session:
+            job_id = turns.next_job(session, max_running=self.max_running)
+        if job_id is not None:
+            self.queue.wake(job_id)
 
     def _expire(self) -> None:
         with self.sessions.begin() as session:

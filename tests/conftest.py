@@ -30,8 +30,10 @@ QUICK: Mapping[str, str] = {
     "SECATEUR_SWEEP_SECONDS": "1",
     "SECATEUR_WORKER_THREADS": "1",
     "SECATEUR_WEBHOOK_ALLOW_PRIVATE": "true",
+    "SECATEUR_MAX_QUEUED_JOBS": "none",
+    "SECATEUR_REQUESTS_PER_MINUTE": "60000",
 }
-"""Settings under which nobody waits long."""
+"""Settings under which nobody waits long, and no test is refused what it is not about."""
 
 
 @pytest.fixture(scope="session")

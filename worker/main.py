@@ -60,7 +60,8 @@ def oversee(sender: Any, **_: object) -> None:
     sessions = make_sessions(engine)
     queue = Queue(make_celery(settings.redis_url.get_secret_value()))
     store = LocalStore(settings.artifact_dir)
-    sweeper = Sweeper(Round(sessions, queue, store, settings.max_attempts), interval_seconds=settings.sweep_seconds)
+    rounds = Round(sessions, queue, store, settings.max_attempts, settings.limits.max_running)
+    sweeper = Sweeper(rounds, interval_seconds=settings.sweep_seconds)
     overseer = Overseer(
         sessions,
         queue,

@@ -32,6 +32,11 @@ class JobProcess:
         sessions = make_sessions(self._engine)
         self._queue = Queue(make_celery(settings.redis_url.get_secret_value()))
         owner = identity.owner(os.getpid())
+        pipeline.warm_up()
+        chosen = device.choose("auto")
+        described = Identity(identity.worker_id(), chosen.type, device.name_of(chosen), threads, versions())
+        self._presence = Presence(sessions, described)
+        self._presence.start()
         self._runtime = Runtime(
             owner=owner,
             sessions=sessions,
@@ -40,20 +45,14 @@ class JobProcess:
             heartbeat_seconds=settings.heartbeat_seconds,
             lease_seconds=settings.lease_seconds,
             checkpoint_seconds=settings.checkpoint_seconds,
+            max_running=settings.limits.max_running,
             wake=self._queue.wake,
+            remind=self._queue.remind,
+            working_on=self._presence.working_on,
         )
-        pipeline.warm_up()
-        chosen = device.choose("auto")
-        described = Identity(identity.worker_id(), chosen.type, device.name_of(chosen), threads, versions())
-        self._presence = Presence(sessions, described)
-        self._presence.start()
 
     def run(self, job_id: str) -> None:
-        self._presence.working_on(job_id)
-        try:
-            run_job(job_id, self._runtime)
-        finally:
-            self._presence.working_on(None)
+        run_job(job_id, self._runtime)
 
     def close(self) -> None:
         self._presence.stop()

@@ -21,7 +21,7 @@ from app.contract.report import EpochMetrics
 from app.contract.result import CompareResult, ImportResult, NetworkResult
 from app.contract.spec import CompareSpec, ImportSpec, PruneSpec, StoredSpec, TrainSpec, checkpoints, parse_stored
 from app.contract.status import Phase, Status
-from app.db import attempts, jobs
+from app.db import attempts, jobs, turns
 from app.db.attempts import Checkpoint, Claim, NewArtifact
 from app.db.models import ArtifactRow
 from app.db.moves import NewEvent
@@ -53,30 +53,60 @@ class Runtime:
     heartbeat_seconds: float
     lease_seconds: float
     checkpoint_seconds: float
+    max_running: int
+    """Of a tenant without a cap of its own."""
     wake: Callable[[str], object]
     """Tells another worker that a job waits."""
+    remind: Callable[[str], object]
+    """The same, unless there are messages anyway."""
+    working_on: Callable[[str | None], object]
+    """Tells whom it may concern what this process is at."""
 
 
 def run_job(job_id: str, runtime: Runtime) -> None:
-    """Run a job to its end, unless it is not to be had: taken, ended, unknown. Then there is nothing to do."""
+    """A message about this job has come: run the job whose turn it is, this one or another, to its end. When there is
+    none, because that one is taken, has ended, is unknown or waits for its tenant's others, there is nothing to do."""
     claim = _claim(job_id, runtime)
     if claim is None:
         logger.info("nothing to claim", extra={"job_id": job_id})
         return
-    logger.info("attempt started", extra={"job_id": job_id, "attempt": claim.attempt})
-    outcome = _Attempt(claim, runtime).run()
-    logger.info("attempt ended", extra={"job_id": job_id, "attempt": claim.attempt, "outcome": outcome})
+    told = {"job_id": claim.job_id, "attempt": claim.attempt}
+    logger.info("attempt started", extra=told)
+    runtime.working_on(claim.job_id)
+    try:
+        outcome = _Attempt(claim, runtime).run()
+    finally:
+        runtime.working_on(None)
+    logger.info("attempt ended", extra=told | {"outcome": outcome})
+    _remind(runtime)
 
 
 def _claim(job_id: str, runtime: Runtime) -> Claim | None:
-    """Waits for a database that is away: the message is gone with this call, and the next one may be an hour off."""
+    """Waits for a database that is away: the message is gone with this call."""
     while True:
         try:
             with runtime.sessions.begin() as session:
-                return attempts.claim(session, job_id, owner=runtime.owner, lease_seconds=runtime.lease_seconds)
+                return turns.claim_next(
+                    session,
+                    owner=runtime.owner,
+                    lease_seconds=runtime.lease_seconds,
+                    max_running=runtime.max_running,
+                )
         except AWAY as error:
             logger.warning("claim failed, will try again", extra={"job_id": job_id, "error": str(error)})
             time.sleep(runtime.heartbeat_seconds)
+
+
+def _remind(runtime: Runtime) -> None:
+    """This end may have made room below a tenant's cap for a job whose message came, and was used up, before."""
+    try:
+        with runtime.sessions.begin() as session:
+            job_id = turns.next_job(session, max_running=runtime.max_running)
+    except AWAY as error:
+        logger.warning("could not look for the next job, the sweeper will", extra={"error": str(error)})
+    else:
+        if job_id is not None:
+            runtime.remind(job_id)
 
 
 class _Attempt:

@@ -21,8 +21,11 @@ from app.core.errors import Forbidden, InvalidParameter, Unauthenticated, Unsupp
 from app.core.settings import Settings
 from app.db.changes import Changes
 from app.queue import Queue
+from app.rates import Rates
 from app.services import jobs, webhooks
+from app.services.jobs import Terms
 from app.services.keys import ANYBODY, Principal, Scope, authenticate
+from app.services.quotas import charge
 from app.storage import ArtifactStore
 
 
@@ -36,6 +39,11 @@ class Parts:
     queue: Queue
     store: ArtifactStore
     changes: Changes
+    rates: Rates
+
+    @property
+    def terms(self) -> Terms:
+        return Terms(self.settings.retention_days, self.settings.limits)
 
 
 def parts(request: Request) -> Parts:
@@ -74,11 +82,14 @@ Credentials: TypeAlias = Annotated[HTTPAuthorizationCredentials | None, Security
 
 
 def principal(parts: PartsDep, session: SessionDep, credentials: Credentials) -> Principal:
-    if not parts.settings.auth_required:
-        return ANYBODY
-    if credentials is None:
-        raise Unauthenticated
-    return authenticate(session, credentials.credentials)
+    """Who asks, as one of the tenant's requests of this minute."""
+    who = ANYBODY
+    if parts.settings.auth_required:
+        if credentials is None:
+            raise Unauthenticated
+        who = authenticate(session, credentials.credentials)
+    charge(session, parts.rates, who.tenant, parts.settings.limits)
+    return who
 
 
 def requires(scope: Scope) -> Callable[[Principal], Principal]:

@@ -13,12 +13,13 @@ import app.api.errors as problems
 from app.api import openapi
 from app.api.deps import Parts, only_known_parameters
 from app.api.middleware import BodyLimit, Bounds, RequestContext
-from app.api.routes import artifacts, catalogue, checkpoints, compare, health, jobs, webhooks
+from app.api.routes import artifacts, catalogue, checkpoints, compare, health, jobs, quotas, webhooks
 from app.core.settings import Settings
 from app.core.version import VERSION
 from app.db.changes import Changes
 from app.db.session import make_engine, make_sessions
 from app.queue import Queue, make_celery
+from app.rates import Rates
 from app.storage import LocalStore
 from app.sweeping import Round, Sweeper
 
@@ -39,7 +40,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         parts = _open(settings, changes)
         sweeper = Sweeper(
-            Round(parts.sessions, parts.queue, parts.store, settings.max_attempts),
+            Round(parts.sessions, parts.queue, parts.store, settings.max_attempts, settings.limits.max_running),
             interval_seconds=settings.sweep_seconds,
         )
         deliverer = _deliverer(parts)
@@ -54,6 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await deliverer.stop()
             await run_in_threadpool(sweeper.stop)
             parts.queue.close()
+            parts.rates.close()
             parts.engine.dispose()
 
     app = FastAPI(
@@ -66,7 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.changes = changes
     app.state.routes = []
-    for module in (jobs, compare, checkpoints, artifacts, webhooks, catalogue, health):
+    for module in (jobs, compare, checkpoints, artifacts, webhooks, quotas, catalogue, health):
         app.include_router(module.router, dependencies=[Depends(only_known_parameters)])
         app.state.routes += module.router.routes
     problems.install(app)
@@ -87,6 +89,7 @@ def _open(settings: Settings, changes: Changes) -> Parts:
         queue=Queue(make_celery(settings.redis_url.get_secret_value())),
         store=LocalStore(settings.artifact_dir),
         changes=changes,
+        rates=Rates(settings.redis_url.get_secret_value()),
     )
 
 

@@ -15,6 +15,8 @@ from app.api.schemas import (
     Links,
     Progress,
     Queue,
+    Quota,
+    Quotas,
     Webhook,
     WebhookWithSecret,
 )
@@ -22,8 +24,10 @@ from app.contract.failure import Failure
 from app.contract.result import RESULT
 from app.contract.spec import parse_stored
 from app.contract.status import Status
+from app.core.limits import UNLIMITED
 from app.db.models import ArtifactRow, DeliveryRow, EventRow, JobRow, WebhookRow
 from app.services.jobs import Place
+from app.services.quotas import Quotas as Found
 
 
 def job_url(job_id: str) -> str:
@@ -43,7 +47,7 @@ def job(row: JobRow, place: Place | None = None) -> Job:
         revision=row.revision,
         parent_job_id=row.parent_job_id,
         attempt=row.attempt,
-        queue=place and Queue(position=place.position, ahead_seconds_estimate=place.ahead_seconds),
+        queue=place and _queue(place),
         progress=Progress.model_validate(row.progress) if row.progress else None,
         estimated_finish_at=row.progress["estimated_finish_at"] if row.progress and not status.is_terminal else None,
         result=RESULT.validate_python(row.result) if row.result else None,
@@ -57,6 +61,25 @@ def job(row: JobRow, place: Place | None = None) -> Job:
         spec=parse_stored(row.spec),
         links=Links(self=url, **{name: f"{url}/{name}" for name in Links.model_fields if name != "self"}),
     )
+
+
+def _queue(place: Place) -> Queue:
+    return Queue(position=place.position, ahead_seconds_estimate=place.ahead_seconds, waits_for=place.waits_for)
+
+
+def quotas(tenant: str, found: Found) -> Quotas:
+    limits, use, requests = found
+    return Quotas(
+        tenant=tenant,
+        queued_jobs=_quota(limits.max_queued, use.queued),
+        running_jobs=_quota(limits.max_running, use.running),
+        stored_bytes=_quota(limits.max_stored_bytes, use.stored_bytes),
+        requests_per_minute=_quota(limits.requests_per_minute, requests),
+    )
+
+
+def _quota(limit: int, in_use: int | None) -> Quota:
+    return Quota(limit=None if limit == UNLIMITED else limit, in_use=in_use)
 
 
 def etag(revision: int, position: int | None = None) -> str:

@@ -36,6 +36,14 @@ class Problem(Resource):
     errors: list[FieldError] = []
 
 
+class QuotaProblem(Problem):
+    """The problem of a 429: which limit of the tenant it is, and what of it is in use."""
+
+    quota: str = Field(description="queued_jobs, stored_bytes or requests_per_minute; as in /v1/quotas.")
+    limit: int
+    in_use: int
+
+
 class Page(Resource, Generic[T]):
     items: list[T]
     next_cursor: str | None = Field(
@@ -58,10 +66,13 @@ class Progress(Resource):
 
 
 class Queue(Resource):
-    position: int = Field(ge=1, description="Among all that wait; 1 is next.")
+    position: int = Field(ge=1, description="Among all that wait, as tenants take turns; 1 is next.")
     ahead_seconds_estimate: float | None = Field(
-        description="Until a worker is free for it, if those ahead take as long as the last jobs did; null when no "
-        "worker is alive, or none has finished a job yet."
+        description="Until it may run and a worker is free for it, if those ahead take as long as the last jobs did; "
+        "null when no worker is alive, or none has finished a job yet."
+    )
+    waits_for: str = Field(
+        description="`worker`: a free one; `tenant_limit`: its tenant runs as many jobs as it may; an open set of words"
     )
 
 
@@ -235,6 +246,23 @@ class System(Resource):
     oldest_queued_seconds: float | None
     database: bool
     broker: bool
+
+
+class Quota(Resource):
+    limit: int | None = Field(description="null: none.")
+    in_use: int | None = Field(description="null: not known.")
+
+
+class Quotas(Resource):
+    """Limits of the key's tenant, and what it has of each at this moment."""
+
+    tenant: str
+    queued_jobs: Quota = Field(description="Beyond it, a submission is 429.")
+    running_jobs: Quota = Field(description="Beyond it, a job waits.")
+    stored_bytes: Quota = Field(
+        description="Of published files, and of uploads not imported yet; beyond it, a submission is 429."
+    )
+    requests_per_minute: Quota = Field(description="Beyond it, a request is 429.")
 
 
 class Readiness(Resource):

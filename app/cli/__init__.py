@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from app.cli import jobs, keys, processes
+from app.cli import jobs, keys, processes, tenants
 
 application = typer.Typer(
     name="secateur",
@@ -23,6 +23,7 @@ application = typer.Typer(
 processes.register(application)
 jobs.register(application)
 application.add_typer(keys.application, name="keys")
+application.add_typer(tenants.application, name="tenants")
 
 
 def main() -> None:

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from app.cli.database import database_of
 from app.cli.options import STATE_DIR, StateDir
 
 SCOPES = ("jobs:read", "jobs:write", "artifacts:read")
 
-application = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke. Needs the database, not the API.")
-
-
-def _database(state_dir: Path) -> str:
-    from pydantic import SecretStr
-
-    from app.core.settings import Settings
-
-    url = os.environ.get("SECATEUR_DATABASE_URL")
-    if url is None:
-        from app import local
-
-        url = local.database_url(state_dir)
-    # Keys need no Redis, so they must not fail for want of its address.
-    return Settings(database_url=SecretStr(url), redis_url=SecretStr("redis://localhost")).sqlalchemy_url
+application = typer.Typer(
+    no_args_is_help=True, help="API keys: create, list, rotate, revoke. Needs the database, not the API."
+)
 
 
 @application.command()
@@ -45,7 +32,7 @@ def create(
     from app.services.keys import create_key
 
     expires_at = None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days)
-    with session_scope(_database(state_dir)) as session:
+    with session_scope(database_of(state_dir)) as session:
         try:
             key, secret = create_key(
                 session, tenant=tenant, name=name, scopes=tuple(scope or SCOPES), expires_at=expires_at
@@ -65,8 +52,31 @@ def list_all(state_dir: StateDir = STATE_DIR) -> None:
     from app.db.session import session_scope
     from app.services.keys import list_keys
 
-    with session_scope(_database(state_dir)) as session:
+    with session_scope(database_of(state_dir)) as session:
         show(keys_table(list_keys(session)))
+
+
+@application.command()
+def rotate(
+    key_id: Annotated[str, typer.Argument(metavar="ID")],
+    overlap_hours: Annotated[
+        float, typer.Option(min=0, max=24 * 365, help="How long the old key is good beside the new one.")
+    ] = 24,
+    state_dir: StateDir = STATE_DIR,
+) -> None:
+    """Make a key of the same tenant, name and scopes in place of another, which ends after the overlap. Its secret is
+    printed once, alone on standard output."""
+    from app.db.session import session_scope
+    from app.services.keys import rotate_key
+
+    with session_scope(database_of(state_dir)) as session:
+        try:
+            key, secret = rotate_key(session, key_id, overlap=timedelta(hours=overlap_hours))
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="ID") from None
+        made = f"Key {key.id} of tenant {key.tenant} replaces {key_id}, which is good for {overlap_hours:g} h more."
+    typer.echo(f"{made} Its secret is shown this once:", err=True)
+    typer.echo(secret)
 
 
 @application.command()
@@ -75,7 +85,7 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="ID")], state_dir: Stat
     from app.db.session import session_scope
     from app.services.keys import revoke_key
 
-    with session_scope(_database(state_dir)) as session:
+    with session_scope(database_of(state_dir)) as session:
         revoked = revoke_key(session, key_id)
     if not revoked:
         raise typer.BadParameter(f"no key {key_id} that could be revoked", param_hint="ID")

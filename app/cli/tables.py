@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from app.core.limits import spelt
 from secateur_client import Artifact, Event, Job, System, Validation
 
 STATUS_STYLES = {
@@ -198,6 +199,44 @@ def validation_facts(validation: Validation) -> Table:
 
 def _grouped(count: int | None) -> str | None:
     return None if count is None else f"{count:,}"
+
+
+class Use(Protocol):
+    @property
+    def queued(self) -> int: ...
+    @property
+    def running(self) -> int: ...
+    @property
+    def stored_bytes(self) -> int: ...
+
+
+class Tenant(Protocol):
+    """What is told of a tenant."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def own(self) -> Mapping[str, int | None]: ...
+    @property
+    def use(self) -> Use: ...
+
+
+def tenants_table(tenants: Iterable[Tenant]) -> Table:
+    table = _listing("tenant", "queued", "running", "stored bytes", "requests\na minute", folding=["tenant"])
+    for tenant in tenants:
+        use, own = tenant.use, {name: _limit(limit) for name, limit in tenant.own.items()}
+        table.add_row(
+            tenant.name,
+            f"{use.queued} of {own['max_queued']}",
+            f"{use.running} of {own['max_running']}",
+            f"{use.stored_bytes} of {own['max_stored_bytes']}",
+            own["requests_per_minute"],
+        )
+    return table
+
+
+def _limit(limit: int | None) -> str:
+    return "default" if limit is None else spelt(limit)
 
 
 def keys_table(keys: Iterable[Key]) -> Table:

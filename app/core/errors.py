@@ -10,12 +10,14 @@ SecateurError
 ├── JobGone 410 · JobChanged 412
 ├── InvalidSpec 422 (with one entry a field), InvalidPatch 422, InvalidParameter 422, InvalidCheckpoint 422,
 │   IdempotencyKeyReused 422, InvalidWebhook 422
+├── QuotaExceeded 429 (with the limit, and what is in use): QueueFull, StorageFull, RateLimited
 ├── ArtifactUnavailable 500 (the bytes no longer match)
 └── Unavailable 503: StoreFull
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
@@ -229,6 +231,42 @@ class InvalidParameter(SecateurError):
 
 class InvalidCheckpoint(SecateurError):
     status, code, title = 422, "invalid_checkpoint", "The file is no checkpoint of the cnn architecture"
+
+
+class QuotaExceeded(SecateurError):
+    status, code, title, retryable = 429, "quota_exceeded", "A limit of the tenant is reached", True
+
+    def __init__(self, detail: str, *, quota: str, limit: int, in_use: int, retry_after: int) -> None:
+        super().__init__(detail)
+        self.members = {"quota": quota, "limit": limit, "in_use": in_use}
+        self.headers = {"Retry-After": str(retry_after)}
+
+
+class QueueFull(QuotaExceeded):
+    def __init__(self, limit: int, in_use: int) -> None:
+        detail = f"{in_use} jobs wait, and {limit} may: send this again when some have begun, or cancel some."
+        super().__init__(detail, quota="queued_jobs", limit=limit, in_use=in_use, retry_after=30)
+
+
+class StorageFull(QuotaExceeded):
+    # No time mends it.
+    retryable = False
+
+    def __init__(self, limit: int, in_use: int, more: int) -> None:
+        wanted = f", and this needs {more} more" if more else ""
+        detail = f"The files of your jobs take {in_use} of {limit} bytes{wanted}: delete jobs that you no longer need."
+        super().__init__(detail, quota="stored_bytes", limit=limit, in_use=in_use, retry_after=60)
+
+
+class RateLimited(QuotaExceeded):
+    code, title = "rate_limited", "Too many requests"
+
+    def __init__(self, limit: int, wait_seconds: float) -> None:
+        detail = (
+            f"There may be {limit} requests a minute, over all keys of the tenant: send fewer, or wait for changes."
+        )
+        again = max(1, math.ceil(wait_seconds))
+        super().__init__(detail, quota="requests_per_minute", limit=limit, in_use=limit, retry_after=again)
 
 
 class ArtifactUnavailable(SecateurError):

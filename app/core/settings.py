@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.core.limits import UNLIMITED, Limit, Limits
+
 PREFIX = "SECATEUR_"
 CLIENT_VARIABLES = frozenset({"SECATEUR_URL", "SECATEUR_API_KEY"})
 """What the command line reads to talk to a server; allowed beside the server's own settings."""
@@ -50,6 +52,11 @@ class Settings(BaseSettings):
     max_checkpoint_bytes: Annotated[int, Field(ge=1024)] = 536_870_912
     """Of an uploaded one. The widest network's state dict has 430 million."""
     upload_seconds: Annotated[float, Field(gt=0, le=43_200)] = 3_600.0
+    max_queued_jobs: Limit = 1_000
+    max_running_jobs: Limit = UNLIMITED
+    max_stored_bytes: Limit = UNLIMITED
+    requests_per_minute: Limit = 6_000
+    """These four are of a tenant that has none of its own; `none` is no limit."""
     worker_threads: Annotated[int | None, Field(ge=1)] = None
     """Torch threads of one worker; None takes all cores: with several workers on a machine, share them out."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -83,6 +90,11 @@ class Settings(BaseSettings):
                 "SECATEUR_ALLOW_INSECURE_REDIS=true on a private network"
             )
         return self
+
+    @cached_property
+    def limits(self) -> Limits:
+        """Of a tenant that has none of its own."""
+        return Limits(self.max_queued_jobs, self.max_running_jobs, self.max_stored_bytes, self.requests_per_minute)
 
     @cached_property
     def sqlalchemy_url(self) -> str:

@@ -223,22 +223,16 @@ def user_of(session: Session, job_id: str) -> str | None:
     return session.scalar(select(JobRow.id).where(reads).limit(1))
 
 
-def position(session: Session, job_id: str) -> int | None:
-    """Of a queued job among those of all tenants; 1 is next. None when it is not queued."""
-    waits = JobRow.status == Status.QUEUED
-    row = session.execute(select(JobRow.queued_at, JobRow.id).where(JobRow.id == job_id, waits)).one_or_none()
-    if row is None:
-        return None
-    earlier = tuple_(JobRow.queued_at, JobRow.id) < tuple_(literal(row.queued_at), literal(row.id))
-    return 1 + (session.scalar(select(func.count()).where(waits, earlier)) or 0)
-
-
 def mean_run_seconds(session: Session) -> float | None:
     """Of the jobs that succeeded last."""
     last = select(JobRow.started_at, JobRow.finished_at).where(JobRow.status == Status.SUCCEEDED)
     runs = last.order_by(JobRow.finished_at.desc()).limit(RUNS_MEASURED).subquery()
     mean = session.scalar(select(func.avg(func.extract("epoch", runs.c.finished_at - runs.c.started_at))))
     return None if mean is None else float(mean)
+
+
+def count_running(session: Session) -> int:
+    return session.scalar(select(func.count()).where(JobRow.status.in_(LEASED))) or 0
 
 
 class Depth(NamedTuple):

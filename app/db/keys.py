@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import insert, or_, select, update
+from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.clock import now
 from app.db.models import ApiKeyRow
+
+_USABLE = and_(ApiKeyRow.revoked_at.is_(None), or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > now()))
 
 
 def insert_key(
@@ -33,8 +35,7 @@ def insert_key(
 
 def usable(session: Session, key_id: str) -> ApiKeyRow | None:
     """The key, unless it is unknown, revoked or expired."""
-    alive = or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > now())
-    return session.scalar(select(ApiKeyRow).where(ApiKeyRow.id == key_id, ApiKeyRow.revoked_at.is_(None), alive))
+    return session.scalar(select(ApiKeyRow).where(ApiKeyRow.id == key_id, _USABLE))
 
 
 def touch(session: Session, row: ApiKeyRow) -> None:
@@ -45,6 +46,15 @@ def touch(session: Session, row: ApiKeyRow) -> None:
 
 def all_keys(session: Session) -> Sequence[ApiKeyRow]:
     return session.scalars(select(ApiKeyRow).order_by(ApiKeyRow.created_at, ApiKeyRow.id)).all()
+
+
+def replace(session: Session, key_id: str, *, by: str, until: datetime) -> bool:
+    """Let another key take the place of a usable one, which ends at that time, or earlier if it would anyway. False
+    when there is no such key, or another one has taken its place before."""
+    alone = and_(ApiKeyRow.id == key_id, _USABLE, ApiKeyRow.replaced_by.is_(None))
+    end = func.least(ApiKeyRow.expires_at, until)  # which passes over NULL
+    changed = update(ApiKeyRow).where(alone).values(expires_at=end, replaced_by=by)
+    return session.scalar(changed.returning(ApiKeyRow.id)) is not None
 
 
 def revoke(session: Session, key_id: str) -> bool:

@@ -64,6 +64,7 @@ class JobRow(Base):
         Index("ix_jobs_succeeded", text("finished_at DESC"), postgresql_where=text("status = 'succeeded'")),
         Index("ix_jobs_purged", "purged_at", postgresql_where=text("purged_at IS NOT NULL")),
         Index("ix_jobs_queued", "queued_at", postgresql_where=text("status = 'queued'")),
+        Index("ix_jobs_turn", "tenant", "queued_at", "id", postgresql_where=text("status = 'queued'")),
         Index("ix_jobs_leased", "lease_expires_at", postgresql_where=text(f"status IN {LEASED}")),
         Index("ix_jobs_untidied", "queued_at", postgresql_where=text(f"status IN {TERMINAL} AND tidied_at IS NULL")),
     )
@@ -104,6 +105,7 @@ class JobRow(Base):
     publish_at: Mapped[datetime] = mapped_column(comment="When the wake-up message is due (again).")
     publishes: Mapped[int] = mapped_column(server_default="0")
     tidied_at: Mapped[datetime | None] = mapped_column(comment="When the files of losing attempts were removed.")
+    artifact_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="Of all it published.")
 
 
 class EventRow(Base):
@@ -162,6 +164,25 @@ class IdempotencyRow(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
+class TenantRow(Base):
+    """Limits of a tenant's own, NULL where the operator's defaults hold, as they do for one without a row."""
+
+    __tablename__ = "tenants"
+    __table_args__ = (
+        CheckConstraint("max_queued >= 0", name="max_queued_counts"),
+        CheckConstraint("max_running >= 0", name="max_running_counts"),
+        CheckConstraint("max_stored_bytes >= 0", name="max_stored_bytes_counts"),
+        CheckConstraint("requests_per_minute >= 0", name="requests_per_minute_counts"),
+    )
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    max_queued: Mapped[int | None] = mapped_column(BigInteger)
+    max_running: Mapped[int | None] = mapped_column(BigInteger)
+    max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    requests_per_minute: Mapped[int | None] = mapped_column(BigInteger)
+    stored_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="Kept by a trigger on jobs.")
+
+
 class SecretRow(Base):
     """What all processes must know and nobody chose: made by the first one that asks."""
 
@@ -183,6 +204,7 @@ class ApiKeyRow(Base):
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
+    replaced_by: Mapped[str | None] = mapped_column(comment="The key that it was rotated to.")
 
 
 class WebhookRow(Base):

@@ -130,9 +130,9 @@ def submit(
     *,
     display_name: str | None,
     labels: dict[str, str],
-    retention_days: int,
+    terms: jobs.Terms,
 ) -> JobRow:
-    """Insert the import job of an upload."""
+    """Insert the import job of an upload. Raises QueueFull or StorageFull."""
     spec = ImportSpec(
         kind="import",
         format=upload.format,
@@ -141,4 +141,4 @@ def submit(
         display_name=display_name,
         labels=labels,
     )
-    return jobs.insert(session, upload.job_id, tenant, spec, retention_days=retention_days)
+    return jobs.insert(session, upload.job_id, tenant, spec, terms)

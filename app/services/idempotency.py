@@ -50,6 +50,11 @@ def once(session: Session, request: KeyedRequest, make: Callable[[], Made]) -> M
     return Made(earlier.job_id, earlier.answer, replayed=True)
 
 
+def is_known(session: Session, tenant: str, route: str, key: str | None) -> bool:
+    """Whether a request with this key was here before, whatever its content."""
+    return key is not None and idempotency.is_taken(session, tenant, route, key)
+
+
 def _digest(content: JsonValue) -> str:
     """Of the content, not of its spelling: order of fields and white space make no difference."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

@@ -51,10 +51,11 @@ from app.core.errors import (
     UploadNotKept,
 )
 from app.core.ids import new_job_id
-from app.db import jobs, workers
+from app.core.limits import Limits
+from app.db import jobs, turns, workers
 from app.db.jobs import Filter, Position
 from app.db.models import EventRow, JobRow
-from app.services import cursors
+from app.services import cursors, quotas
 from app.services.parsing import parsed, refused
 
 AnySpec = TrainSpec | PruneSpec | CompareSpec
@@ -216,12 +217,18 @@ def _finished(session: Session, tenant: str, job_id: str, pointer: str) -> _Fini
     return _Finished(spec, row.result)
 
 
-def submit(
-    session: Session, tenant: str, spec: AnySpec, *, retention_days: int, parent_job_id: str | None = None
-) -> JobRow:
-    """Resolve the spec and insert the job."""
+class Terms(NamedTuple):
+    """What the operator has settled for new jobs."""
+
+    retention_days: int
+    limits: Limits
+    """Of a tenant that has none of its own."""
+
+
+def submit(session: Session, tenant: str, spec: AnySpec, terms: Terms, *, parent_job_id: str | None = None) -> JobRow:
+    """Resolve the spec and insert the job. Raises what `resolve` and `insert` raise."""
     resolved = resolve(session, tenant, spec).spec
-    return insert(session, new_job_id(), tenant, resolved, retention_days=retention_days, parent_job_id=parent_job_id)
+    return insert(session, new_job_id(), tenant, resolved, terms, parent_job_id=parent_job_id)
 
 
 def insert(
@@ -229,11 +236,13 @@ def insert(
     job_id: str,
     tenant: str,
     spec: StoredSpec,
+    terms: Terms,
     *,
-    retention_days: int,
     parent_job_id: str | None = None,
 ) -> JobRow:
-    """Insert a job of a resolved spec."""
+    """Insert a job of a resolved spec. Raises QueueFull or StorageFull."""
+    more_bytes = spec.size if isinstance(spec, ImportSpec) else 0
+    quotas.admit(session, tenant, terms.limits, more_bytes=more_bytes)
     return jobs.insert_job(
         session,
         job_id=job_id,
@@ -242,7 +251,7 @@ def insert(
         spec_version=SPEC_VERSION,
         sources=sorted({use.job_id for use in uses(spec)}),
         parent_job_id=parent_job_id,
-        retention_days=retention_days,
+        retention_days=terms.retention_days,
     )
 
 
@@ -262,35 +271,59 @@ class Version(NamedTuple):
     """In the queue."""
 
 
-def version(session: Session, tenant: str, job_id: str) -> Version:
+def version(session: Session, tenant: str, job_id: str, limits: Limits) -> Version:
     """What tells whether a client's copy is the present one, at a small part of the cost. Raises as `get` does."""
+    found = _standing(session, tenant, job_id)
+    turn = None
+    if found.status == Status.QUEUED:
+        turn = turns.turn(session, job_id, max_running=limits.max_running)
+    return Version(found.revision, Status(found.status), turn and turn.position)
+
+
+def status(session: Session, tenant: str, job_id: str) -> Status:
+    """Raises as `get` does."""
+    return Status(_standing(session, tenant, job_id).status)
+
+
+def _standing(session: Session, tenant: str, job_id: str) -> jobs.Standing:
     found = jobs.standing(session, job_id, tenant) if _JOB_ID.match(job_id) else None
     if found is None or found.purged_at is not None:
         raise _missing(session, tenant, job_id, found.purged_at if found else None)
-    status = Status(found.status)
-    return Version(found.revision, status, jobs.position(session, job_id) if status is Status.QUEUED else None)
+    return found
 
 
 class Place(NamedTuple):
-    """Where a job waits, and for about how long."""
+    """Where a job waits, for about how long, and what for."""
 
     position: int
     ahead_seconds: float | None
     """None as long as nobody works, or nothing has been measured."""
+    waits_for: Literal["worker", "tenant_limit"]
+    """A free one, or that its tenant runs fewer jobs: it has as many as it may."""
 
 
-def place(session: Session, job_id: str) -> Place | None:
+def place(session: Session, job_id: str, limits: Limits) -> Place | None:
     """Of a queued job."""
-    position = jobs.position(session, job_id)
-    return None if position is None else Place(position, _ahead_seconds(session, position - 1))
-
-
-def _ahead_seconds(session: Session, ahead: int) -> float | None:
-    """Until a worker is free: those ahead run as long as the last ones did, and those that run are half through."""
-    mean, alive, running = jobs.mean_run_seconds(session), workers.count_alive(session), jobs.depth(session).running
-    if mean is None or not alive:
+    turn = turns.turn(session, job_id, max_running=limits.max_running)
+    if turn is None:
         return None
-    return 0.0 if ahead + running < alive else mean * (ahead + running / 2) / alive
+    capped = turn.running + turn.ahead >= turn.max_running
+    return Place(turn.position, _ahead_seconds(session, turn), "tenant_limit" if capped else "worker")
+
+
+def _ahead_seconds(session: Session, turn: turns.Turn) -> float | None:
+    """Until a worker is free, and the tenant's cap allows it: those ahead run as long as the last ones did, and those
+    that run are half through."""
+    mean, alive, running = jobs.mean_run_seconds(session), workers.count_alive(session), jobs.count_running(session)
+    if mean is None or not (alive and turn.max_running):
+        return None
+    places = ((turn.position - 1, running, alive), (turn.ahead, turn.running, turn.max_running))
+    return mean * max(_rounds(*each) for each in places)
+
+
+def _rounds(ahead: int, running: int, places: int) -> float:
+    """How many runs long one waits for one of so many places."""
+    return 0.0 if ahead + running < places else (ahead + running / 2) / places
 
 
 def _missing(session: Session, tenant: str, job_id: str, purged_at: datetime | None) -> SecateurError:
@@ -309,11 +342,13 @@ def cancel(session: Session, tenant: str, job_id: str) -> tuple[JobRow, bool]:
     return row, changed
 
 
-def retry(session: Session, tenant: str, job_id: str) -> JobRow:
-    """Queue a failed job again. Raises JobNotRetryable or UploadNotKept."""
+def retry(session: Session, tenant: str, job_id: str, limits: Limits) -> JobRow:
+    """Queue a failed job again. Raises JobNotRetryable, UploadNotKept, QueueFull or StorageFull."""
     before = get(session, tenant, job_id)
     if before.kind == "import" and before.error and not before.error["retryable"]:  # the sweeper's own rule
         raise UploadNotKept(f"The job failed as {before.error['code']}, so its file is not kept: upload one anew.")
+    if before.status == Status.FAILED:
+        quotas.admit(session, tenant, limits)
     changed = jobs.retry(session, job_id, tenant)
     row = get(session, tenant, job_id)
     if not changed:
@@ -322,13 +357,13 @@ def retry(session: Session, tenant: str, job_id: str) -> JobRow:
     return row
 
 
-def rerun(session: Session, tenant: str, job_id: str, *, retention_days: int) -> JobRow:
+def rerun(session: Session, tenant: str, job_id: str, terms: Terms) -> JobRow:
     """A new job of the same spec. Raises UploadNotKept, and what submitting it anew raises."""
     before = get(session, tenant, job_id)
     spec = parse_stored(before.spec)
     if isinstance(spec, ImportSpec):
         raise UploadNotKept("An import is about a file that is not kept: upload it anew.")
-    return submit(session, tenant, spec, retention_days=retention_days, parent_job_id=job_id)
+    return submit(session, tenant, spec, terms, parent_job_id=job_id)
 
 
 def relabel(session: Session, tenant: str, job_id: str, patch: JobPatch, *, only: set[int] | None) -> JobRow:

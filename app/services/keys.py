@@ -9,7 +9,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
@@ -56,6 +56,12 @@ def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+def refuse_unlawful_tenant(name: str) -> None:
+    """Raises ValueError."""
+    if not _TENANT.fullmatch(name):
+        raise ValueError(f"tenant {name!r} must be 1 to 64 lower-case letters, digits and inner hyphens")
+
+
 def create_key(
     session: Session,
     *,
@@ -65,8 +71,7 @@ def create_key(
     expires_at: datetime | None = None,
 ) -> tuple[ApiKeyRow, str]:
     """Make a key. Returns its record and the token, which exists nowhere else. Raises ValueError."""
-    if not _TENANT.fullmatch(tenant):
-        raise ValueError(f"tenant {tenant!r} must be 1 to 64 lower-case letters, digits and inner hyphens")
+    refuse_unlawful_tenant(tenant)
     unknown = set(scopes) - set(Scope)
     if unknown or not scopes:
         raise ValueError(
@@ -101,6 +106,19 @@ def authenticate(session: Session, token: str) -> Principal:
 
 def list_keys(session: Session) -> Sequence[ApiKeyRow]:
     return keys.all_keys(session)
+
+
+def rotate_key(session: Session, key_id: str, *, overlap: timedelta) -> tuple[ApiKeyRow, str]:
+    """Make another key of the same tenant, name and scopes, beside which the old one is good for the overlap and no
+    longer. The new one's term is as long as the old one's was, counted from now. Raises ValueError."""
+    before, moment = keys.usable(session, key_id), datetime.now(UTC)
+    if before is None:
+        raise ValueError(f"no key {key_id} that is still good")
+    expires_at = before.expires_at and moment + (before.expires_at - before.created_at)
+    made = create_key(session, tenant=before.tenant, name=before.name, scopes=before.scopes, expires_at=expires_at)
+    if not keys.replace(session, key_id, by=made[0].id, until=moment + overlap):
+        raise ValueError(f"key {key_id} was rotated before: rotate the one that took its place")
+    return made
 
 
 def revoke_key(session: Session, key_id: str) -> bool:

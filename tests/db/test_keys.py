@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.core.errors import Unauthenticated
-from app.services.keys import Scope, authenticate, create_key, ensure_first_key, list_keys, revoke_key
+from app.services.keys import Scope, authenticate, create_key, ensure_first_key, list_keys, revoke_key, rotate_key
 
 
 def test_a_key_opens_what_it_was_made_for_and_its_secret_is_nowhere_kept(sessions: sessionmaker[Session]) -> None:
@@ -75,6 +75,44 @@ def test_a_key_is_compared_once_as_a_whole_digest_whatever_is_wrong_with_it(
                 authenticate(session, wrong)
             assert [(len(left), len(right)) for left, right in compared] == [(64, 64)]
             assert wrong.split("_", 2)[2] not in compared[0]
+
+
+def test_a_rotated_key_and_the_new_one_are_good_together_until_the_overlap_is_over(
+    sessions: sessionmaker[Session],
+) -> None:
+    with sessions.begin() as session:
+        old, before = create_key(session, tenant="team-a", name="ci", scopes=[Scope.JOBS_READ])
+        new, after = rotate_key(session, old.id, overlap=timedelta(hours=1))
+        assert authenticate(session, before).tenant == "team-a"
+        principal = authenticate(session, after)
+        assert (principal.tenant, principal.scopes, new.name, new.expires_at) == (
+            "team-a",
+            frozenset(["jobs:read"]),
+            "ci",
+            None,
+        )
+        with pytest.raises(ValueError, match="was rotated before"):
+            rotate_key(session, old.id, overlap=timedelta(hours=1))
+
+        session.execute(text("UPDATE api_keys SET expires_at = expires_at - interval '1 hour'"))
+        with pytest.raises(Unauthenticated):
+            authenticate(session, before)
+        with pytest.raises(ValueError, match="still good"):
+            rotate_key(session, old.id, overlap=timedelta(hours=1))
+        assert authenticate(session, after)
+
+
+def test_rotating_keeps_the_term_and_never_lengthens_the_old_keys_life(sessions: sessionmaker[Session]) -> None:
+    soon = datetime.now(UTC) + timedelta(minutes=5)
+    with sessions.begin() as session:
+        old, _ = create_key(session, name="ci", expires_at=soon)
+        new, _ = rotate_key(session, old.id, overlap=timedelta(days=1))
+        session.refresh(old)
+
+    assert old.expires_at == soon
+    assert new.expires_at is not None
+    assert abs(new.expires_at - soon) < timedelta(seconds=30)
+    assert (old.replaced_by, new.replaced_by) == (new.id, None)
 
 
 @pytest.mark.parametrize("tenant", ["", "A", "a_b", "-a", "a-", "a" * 65, "a/b"])

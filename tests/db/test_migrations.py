@@ -38,9 +38,11 @@ def empty(postgres: str) -> Iterator[Callable[[], str]]:
 
 
 def _catalogue(connection: Connection) -> set[tuple[str, str]]:
-    """Every constraint and index, in PostgreSQL's own words; Alembic's comparison leaves conditions out."""
+    """Every constraint and index, in PostgreSQL's own words; Alembic's comparison leaves conditions out. Triggers are
+    the migrations' alone."""
     constraints = (
-        "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE connamespace = 'public'::regnamespace"
+        "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint "
+        "WHERE connamespace = 'public'::regnamespace AND contype <> 't'"
     )
     indexes = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'"
     rows = [*connection.execute(text(constraints)), *connection.execute(text(indexes))]

@@ -88,7 +88,11 @@ def test_where_no_stack_runs_the_way_to_one_is_told(tmp_path: Path) -> None:
 
 
 def _keys(running: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "app.cli", "keys", *arguments, "--state-dir", str(running.state_dir)]
+    return _secateur(running, "keys", *arguments)
+
+
+def _secateur(running: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "app.cli", *arguments, "--state-dir", str(running.state_dir)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -106,8 +110,11 @@ def test_a_key_made_on_the_command_line_opens_until_it_is_revoked(idle_service: 
     listed = _keys(idle_service, "list").stdout
     assert key_id in listed
     assert secret not in listed
+    rotated = _keys(idle_service, "rotate", key_id, "--overlap-hours", "0.5")
+    assert rotated.returncode == 0, rotated.stderr
+    assert [_status(idle_service, each) for each in (secret, rotated.stdout.strip())] == [200, 200]
     assert _keys(idle_service, "revoke", key_id).returncode == 0
-    assert _status(idle_service, secret) == 401
+    assert [_status(idle_service, each) for each in (secret, rotated.stdout.strip())] == [401, 200]
     again = _keys(idle_service, "revoke", key_id)
     assert again.returncode == 2
     assert f"no key {key_id} that could be revoked" in again.stderr
@@ -118,3 +125,14 @@ def test_a_key_for_no_lawful_tenant_is_refused_in_a_sentence(idle_service: Stack
     assert refused.returncode == 2
     assert "lower-case" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_limits_are_set_and_listed_on_the_command_line(idle_service: Stack) -> None:
+    given = ("--max-queued", "7", "--max-running", "none", "--max-stored-bytes", "default")
+    done = _secateur(idle_service, "tenants", "set", "limited", *given)
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in _secateur(idle_service, "tenants", "list").stdout.splitlines() if "limited" in line)
+    assert " ".join(row.split()) == "limited 0 of 7 0 of none 0 of default default"
+    refused = _secateur(idle_service, "tenants", "set", "limited", "--max-queued", "-1")
+    assert refused.returncode == 2
+    assert "a number, `none`, or `default`" in refused.stderr

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.contract.spec import parse_spec
 from app.core.ids import new_job_id
+from app.core.limits import UNLIMITED
 from app.db import jobs
 from app.db.models import JobRow
 from app.storage import LocalStore
@@ -30,7 +31,10 @@ def runtime(sessions: sessionmaker[Session], tmp_path: Path) -> Runtime:
         heartbeat_seconds=0.05,
         lease_seconds=30,
         checkpoint_seconds=30,
+        max_running=UNLIMITED,
         wake=lambda _: None,
+        remind=lambda _: None,
+        working_on=lambda _: None,
     )
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+from app.core.limits import UNLIMITED
 from app.db import sweep
 from app.db.session import make_engine, make_sessions
 from app.storage import LocalStore
@@ -21,7 +22,8 @@ def main(url: str, folder: Path, job_id: str, *, fill: bool) -> None:
     if fill:
         threading.Thread(target=_fill, args=(folder, store.checkpoints(job_id)), daemon=True).start()
     sessions = make_sessions(engine)
-    run_job(job_id, Runtime("w/1", sessions, store, DatasetStore(None), 0.05, 30, 30, wake=lambda _: None))
+    nobody = {"wake": lambda _: None, "remind": lambda _: None, "working_on": lambda _: None}
+    run_job(job_id, Runtime("w/1", sessions, store, DatasetStore(None), 0.05, 30, 30, UNLIMITED, **nobody))
     with sessions() as session:
         for ended in sweep.untidied(session):
             store.tidy(ended.job_id, ended.attempt, ended.checkpoints)

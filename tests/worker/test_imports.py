@@ -21,6 +21,7 @@ from app.services.jobs import retry
 from app.storage import sha256_of
 from app.sweeping import ORPHANED_SECONDS, Round
 from tests.engine.uploads import endless, state_dict, torch_file
+from tests.limits import NO_LIMITS
 from tests.waiting import wait_until
 from tests.worker.conftest import Read
 from worker.runner import Runtime, run_job
@@ -48,7 +49,7 @@ def _uploaded(runtime: Runtime, content: bytes) -> str:
 @pytest.fixture
 def sweep(runtime: Runtime, broker_url: str) -> Iterator[Round]:
     queue = Queue(make_celery(broker_url))
-    yield Round(runtime.sessions, queue, runtime.store, 3)
+    yield Round(runtime.sessions, queue, runtime.store, 3, NO_LIMITS.max_running)
     queue.close()
 
 
@@ -85,7 +86,7 @@ def test_a_wrong_file_fails_its_job_for_good(
     )
     assert "missing ['fc2.bias']" in row.error["message"]
     with sessions() as session, pytest.raises(UploadNotKept, match="upload one anew"):
-        retry(session, "t", job_id)
+        retry(session, "t", job_id, NO_LIMITS)
     sweep.run()
     assert runtime.store.uploads() == {}
 
@@ -121,7 +122,7 @@ def test_a_job_that_may_go_well_again_keeps_its_file(
 
     sweep.run()
     with sessions.begin() as session:
-        assert retry(session, "t", job_id).status == "queued"
+        assert retry(session, "t", job_id, NO_LIMITS).status == "queued"
     run_job(job_id, runtime)
 
     assert read(job_id).status == "succeeded"

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.queue import Queue, make_celery
 from app.storage import LocalStore
 from app.sweeping import Round, Sweeper
+from tests.limits import NO_LIMITS
 from tests.waiting import wait_until
 from worker import identity
 from worker.overseer import Consumer, Overseer
@@ -40,7 +41,7 @@ def test_it_survives_what_it_did_not_foresee(
     overseer = Overseer(
         sessions,
         queue,
-        Sweeper(Round(sessions, queue, runtime.store, 3), interval_seconds=60),
+        Sweeper(Round(sessions, queue, runtime.store, 3, NO_LIMITS.max_running), interval_seconds=60),
         Consumer(job_processes=job_processes, is_busy=lambda: False, tasks_taken=lambda: 0),
         grace_seconds=5,
         watchdog_seconds=60,

@@ -4,6 +4,7 @@ import contextlib
 import json
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,20 @@ def test_a_job_that_has_ended_is_not_run_again(runtime: Runtime, submit: Submit,
     run_job(job_id, runtime)
 
     assert (read(job_id).attempt, read(job_id).revision) == (1, before)
+
+
+def test_a_message_leads_to_the_job_whose_turn_it_is_and_its_end_to_the_next(
+    runtime: Runtime, submit: Submit, read: Read
+) -> None:
+    first, second = submit(train_spec()), submit(train_spec())
+    reminded: list[str] = []
+    worked_on: list[str | None] = []
+
+    run_job(second, replace(runtime, max_running=1, remind=reminded.append, working_on=worked_on.append))
+
+    assert [read(job_id).status for job_id in (first, second)] == ["succeeded", "queued"]
+    assert reminded == [second]
+    assert worked_on == [first, None]
 
 
 def test_a_message_about_no_job_is_ignored(runtime: Runtime) -> None:

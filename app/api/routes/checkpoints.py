@@ -13,12 +13,13 @@ from app.api.deps import IdempotencyKey, LabelPairs, Parts, PartsDep, UploaderDe
 from app.api.openapi import ACCEPTED, CHECKPOINT_BODY, problems
 from app.api.schemas import Job
 from app.contract.spec import DisplayName
-from app.core.errors import IdempotencyKeyReused, UnsupportedMediaType
-from app.services import checkpoints
+from app.core.errors import IdempotencyKeyReused, QuotaExceeded, UnsupportedMediaType
+from app.services import checkpoints, quotas
 from app.services.checkpoints import Upload
-from app.services.idempotency import KeyedRequest
+from app.services.idempotency import KeyedRequest, is_known
 
 PATH = "/v1/checkpoints"
+ROUTE = "upload_checkpoint"
 MEDIA_TYPE = "application/octet-stream"
 
 router = APIRouter(tags=["checkpoints"])
@@ -28,7 +29,7 @@ router = APIRouter(tags=["checkpoints"])
     PATH,
     status_code=202,
     response_model=Job,
-    operation_id="upload_checkpoint",
+    operation_id=ROUTE,
     openapi_extra=CHECKPOINT_BODY,
     responses=problems(400, 408, 413, 415, 422) | ACCEPTED,
 )
@@ -45,15 +46,23 @@ async def upload_checkpoint(
     of kind `import`; once that has succeeded, its `model.safetensors` can be another job's `source` or `initial`."""
     _refuse_other_media_type(request)
     labels = labels_of(label)
+    announced = int(request.headers.get("content-length", 0))
+    await run_in_threadpool(_refuse_early, parts, who.tenant, key, announced)
     upload = await checkpoints.receive(parts.store, request.stream())
     named = {"display_name": display_name, "labels": labels}
     return await run_in_threadpool(_submit, parts, background, who.tenant, key, upload, named)
 
 
+def _refuse_early(parts: Parts, tenant: str, key: str | None, announced: int) -> None:
+    """Before the body is sent, when there is no room for it; unless the request may have been here before."""
+    with parts.sessions.begin() as session:
+        if not is_known(session, tenant, ROUTE, key):
+            quotas.admit(session, tenant, parts.terms.limits, more_bytes=announced)
+
+
 def _submit(
     parts: Parts, background: BackgroundTasks, tenant: str, key: str | None, upload: Upload, named: dict[str, Any]
 ) -> Response:
-    retention_days = parts.settings.retention_days
     content = {"size": upload.size, "sha256": upload.sha256, **named}
     try:
         # Should the commit fail, it may have come through all the same: the file stays for the sweeper to decide on.
@@ -62,10 +71,10 @@ def _submit(
                 session,
                 parts.queue,
                 background,
-                KeyedRequest(tenant, "upload_checkpoint", key, content),
-                lambda: checkpoints.submit(session, tenant, upload, **named, retention_days=retention_days),
+                KeyedRequest(tenant, ROUTE, key, content),
+                lambda: checkpoints.submit(session, tenant, upload, **named, terms=parts.terms),
             )
-    except IdempotencyKeyReused:
+    except (IdempotencyKeyReused, QuotaExceeded):
         parts.store.drop_upload(upload.job_id)
         raise
     if answer.headers["Location"] != resources.job_url(upload.job_id):

@@ -90,7 +90,7 @@ def submit(
         parts.queue,
         background,
         KeyedRequest(who.tenant, "submit_job", key, content),
-        lambda: jobs.submit(session, who.tenant, spec, retention_days=parts.settings.retention_days),
+        lambda: jobs.submit(session, who.tenant, spec, parts.terms),
     )
 
 
@@ -192,14 +192,14 @@ class _Copy(NamedTuple):
 
 def _copy(parts: Parts, tenant: str, job_id: str) -> _Copy:
     with parts.sessions.begin() as session:
-        version = jobs.version(session, tenant, job_id)
+        version = jobs.version(session, tenant, job_id, parts.terms.limits)
     return _Copy(resources.etag(version.revision, version.position), version.status.is_terminal)
 
 
 def _job(parts: Parts, tenant: str, job_id: str) -> Response:
     with parts.sessions.begin() as session:
         row = jobs.get(session, tenant, job_id)
-        place = jobs.place(session, job_id)
+        place = jobs.place(session, job_id, parts.terms.limits)
     headers = {"ETag": resources.etag(row.revision, place and place.position), "Cache-Control": PRIVATE}
     if not Status(row.status).is_terminal:
         headers["Retry-After"] = resources.retry_after(row)
@@ -217,6 +217,7 @@ def update_job(
     who: WriterDep,
     patch: PatchDep,
     session: SessionDep,
+    parts: PartsDep,
     response: Response,
     if_match: Annotated[
         str | None,
@@ -227,7 +228,7 @@ def update_job(
 ) -> Job:
     """Change a job's name and labels, by a merge patch (RFC 7396)."""
     row = jobs.relabel(session, who.tenant, job_id, patch, only=resources.revisions(if_match))
-    place = jobs.place(session, job_id)
+    place = jobs.place(session, job_id, parts.terms.limits)
     response.headers["ETag"] = resources.etag(row.revision, place and place.position)
     return resources.job(row, place)
 
@@ -261,7 +262,7 @@ def retry_job(
     job_id: str, who: WriterDep, session: SessionDep, parts: PartsDep, background: BackgroundTasks, response: Response
 ) -> Job:
     """Run a failed job again, as its next attempt; a training goes on from its last checkpoint."""
-    row = jobs.retry(session, who.tenant, job_id)
+    row = jobs.retry(session, who.tenant, job_id, parts.terms.limits)
     background.add_task(parts.queue.wake, row.id)
     response.headers["Retry-After"] = resources.retry_after(row)
     return resources.job(row)
@@ -288,7 +289,7 @@ def rerun_job(
         parts.queue,
         background,
         KeyedRequest(who.tenant, "rerun_job", key, {"job_id": job_id}),
-        lambda: jobs.rerun(session, who.tenant, job_id, retention_days=parts.settings.retention_days),
+        lambda: jobs.rerun(session, who.tenant, job_id, parts.terms),
     )
 
 
@@ -324,7 +325,7 @@ def list_events(
 
 def _exists(job_id: str, who: PatientReaderDep, parts: PartsDep) -> str:
     with parts.sessions.begin() as session:
-        jobs.version(session, who.tenant, job_id)
+        jobs.status(session, who.tenant, job_id)
     return who.tenant
 
 
@@ -374,6 +375,6 @@ def _rest_of_log(parts: Parts, tenant: str, job_id: str, after: int) -> tuple[Se
     """The next entries, and whether there will be no more of them."""
     with parts.sessions.begin() as session:
         # In this order: once the job is seen to have ended, all that it wrote is to be seen.
-        done = jobs.version(session, tenant, job_id).status.is_terminal
+        done = jobs.status(session, tenant, job_id).is_terminal
         page = jobs.event_page(session, tenant, job_id, after=after, limit=MOST)
         return page.items, done and page.next_cursor is None

@@ -1,0 +1,84 @@
+"""Every query on tenants: their limits, and what they have in use. Nothing here commits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from sqlalchemy import func, select, text, union
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.contract.status import Status
+from app.core.limits import Limits
+from app.db.models import ApiKeyRow, JobRow, TenantRow
+from app.db.moves import LEASED
+
+_LIMITS = tuple(getattr(TenantRow, name) for name in Limits._fields)
+_ONE_OF_A_TENANT_AT_A_TIME = text("SELECT pg_advisory_xact_lock(hashtextextended('secateur.queue.' || :tenant, 0))")
+
+
+def limits(session: Session, tenant: str, defaults: Limits) -> Limits:
+    """The tenant's own, and the defaults where it has none."""
+    own = session.execute(select(*_LIMITS).where(TenantRow.name == tenant)).one_or_none()
+    if own is None:
+        return defaults
+    return Limits(*(default if limit is None else limit for limit, default in zip(own, defaults, strict=True)))
+
+
+def requests_per_minute(session: Session, tenant: str) -> int | None:
+    """The tenant's own limit, if it has one."""
+    return session.scalar(select(TenantRow.requests_per_minute).where(TenantRow.name == tenant))
+
+
+def take_turns(session: Session, tenant: str) -> None:
+    """From here to the end of the transaction, nobody else who asks for this is at it for the same tenant."""
+    session.execute(_ONE_OF_A_TENANT_AT_A_TIME, {"tenant": tenant})
+
+
+def count_queued(session: Session, tenant: str) -> int:
+    return session.scalar(select(func.count()).where(JobRow.tenant == tenant, JobRow.status == Status.QUEUED)) or 0
+
+
+def count_running(session: Session, tenant: str) -> int:
+    return session.scalar(select(func.count()).where(JobRow.tenant == tenant, JobRow.status.in_(LEASED))) or 0
+
+
+def stored_bytes(session: Session, tenant: str) -> int:
+    return session.scalar(select(TenantRow.stored_bytes).where(TenantRow.name == tenant)) or 0
+
+
+class Use(NamedTuple):
+    """What a tenant has at this moment."""
+
+    queued: int
+    running: int
+    stored_bytes: int
+
+
+def use(session: Session, tenant: str) -> Use:
+    return Use(count_queued(session, tenant), count_running(session, tenant), stored_bytes(session, tenant))
+
+
+def set_limits(session: Session, tenant: str, own: Mapping[str, int | None]) -> None:
+    """Change some of the tenant's own limits, by the names of `Limits`; None goes back to the default."""
+    row = insert(TenantRow).values(name=tenant, **own)
+    session.execute(row.on_conflict_do_update(index_elements=[TenantRow.name], set_=dict(own)))
+
+
+class Tenant(NamedTuple):
+    name: str
+    own: Mapping[str, int | None]
+    """Its own limits, by the names of `Limits`; None where the default holds."""
+    use: Use
+
+
+def all_tenants(session: Session) -> list[Tenant]:
+    """Those that have keys, jobs, or limits of their own."""
+    names = union(select(ApiKeyRow.tenant), select(JobRow.tenant), select(TenantRow.name))
+    own = {name: limits for name, *limits in session.execute(select(TenantRow.name, *_LIMITS))}
+    nothing = [None] * len(_LIMITS)
+    return [
+        Tenant(name, dict(zip(Limits._fields, own.get(name, nothing), strict=True)), use(session, name))
+        for name in sorted(session.scalars(names))
+    ]

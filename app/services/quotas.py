@@ -1,0 +1,57 @@
+"""Whether a tenant may have one more, and what it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from sqlalchemy.orm import Session
+
+from app.core.errors import QueueFull, RateLimited, StorageFull
+from app.core.limits import UNLIMITED, Limits
+from app.db import tenants
+from app.rates import Rates
+from app.services.keys import refuse_unlawful_tenant
+
+
+def admit(session: Session, tenant: str, defaults: Limits, *, more_bytes: int = 0) -> None:
+    """Let one more job of the tenant into the queue, and with it as many bytes of an upload. Other jobs of the tenant
+    are let in after this transaction. Raises QueueFull or StorageFull."""
+    limits = tenants.limits(session, tenant, defaults)
+    if limits.max_stored_bytes != UNLIMITED:
+        # What a job will publish is not known before: one that is let in below the limit may go beyond it.
+        stored = tenants.stored_bytes(session, tenant)
+        if stored >= limits.max_stored_bytes or stored + more_bytes > limits.max_stored_bytes:
+            raise StorageFull(limits.max_stored_bytes, stored, more_bytes)
+    if limits.max_queued != UNLIMITED:
+        tenants.take_turns(session, tenant)
+        queued = tenants.count_queued(session, tenant)
+        if queued >= limits.max_queued:
+            raise QueueFull(limits.max_queued, queued)
+
+
+def charge(session: Session, rates: Rates, tenant: str, defaults: Limits) -> None:
+    """Count one request of the tenant. Raises RateLimited."""
+    own = tenants.requests_per_minute(session, tenant)
+    limit = defaults.requests_per_minute if own is None else own
+    wait = rates.hit(tenant, limit)
+    if wait is not None:
+        raise RateLimited(limit, wait)
+
+
+def set_limits(session: Session, tenant: str, own: Mapping[str, int | None]) -> None:
+    """Change some limits of a tenant, by the names of `Limits`; None goes back to the default. Raises ValueError."""
+    refuse_unlawful_tenant(tenant)
+    tenants.set_limits(session, tenant, own)
+
+
+class Quotas(NamedTuple):
+    limits: Limits
+    use: tenants.Use
+    requests: int | None
+    """In the last minute; None when that is not known."""
+
+
+def quotas(session: Session, rates: Rates, tenant: str, defaults: Limits) -> Quotas:
+    limits = tenants.limits(session, tenant, defaults)
+    return Quotas(limits, tenants.use(session, tenant), rates.used(tenant, limits.requests_per_minute))

@@ -1,0 +1,102 @@
+"""What is counted of a tenant, and the limits of its own."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.contract.failure import Failure, FailureCode
+from app.contract.spec import parse_stored
+from app.core.ids import new_job_id
+from app.core.limits import UNLIMITED, Limits
+from app.db import attempts, jobs, sweep, tenants
+from tests.db.conftest import Jobs
+
+DEFAULTS = Limits(1, 2, 3, 4)
+FOR_GOOD = Failure.of(FailureCode.INVALID_CHECKPOINT, "It is none.", attempt=1)
+FOR_NOW = Failure.of(FailureCode.DISK_FULL, "Full.", attempt=1)
+
+
+def test_a_tenant_has_the_defaults_where_it_has_no_limits_of_its_own(sessions: sessionmaker[Session]) -> None:
+    with sessions.begin() as session:
+        assert tenants.limits(session, "a", DEFAULTS) == DEFAULTS
+        tenants.set_limits(session, "a", {"max_queued": 7, "max_running": 0})
+        tenants.set_limits(session, "a", {"max_queued": None, "max_stored_bytes": UNLIMITED})
+        assert tenants.limits(session, "a", DEFAULTS) == Limits(1, 0, UNLIMITED, 4)
+        assert tenants.limits(session, "b", DEFAULTS) == DEFAULTS
+    with pytest.raises(IntegrityError, match="max_queued_counts"), sessions.begin() as session:
+        tenants.set_limits(session, "a", {"max_queued": -1})
+
+
+def _import(made: Jobs, tenant: str, size: int) -> str:
+    job_id = new_job_id()
+    spec = parse_stored({"kind": "import", "format": "torch", "size": size, "sha256": "0" * 64})
+    document = spec.model_dump(mode="json")
+    with made.sessions.begin() as session:
+        jobs.insert_job(session, job_id=job_id, tenant=tenant, spec=document, spec_version=1, retention_days=1)
+    return job_id
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_bytes_that_are_counted_are_those_that_are_kept(made: Jobs, seed: int) -> None:
+    chance = random.Random(seed)
+    ids: list[str] = []
+    for _ in range(60):
+        tenant = chance.choice("ab")
+        with made.sessions.begin() as session:
+            match chance.randrange(7):
+                case 0:
+                    ids.append(_import(made, tenant, chance.randrange(1, 1_000)))
+                case 1:
+                    ids.append(made.queued(tenant=tenant))
+                case 2 if ids:
+                    attempts.claim(session, chance.choice(ids), owner="w", lease_seconds=60)
+                case 3 if ids:
+                    files = [_file(f"{n}.json", chance.randrange(1_000)) for n in range(chance.randrange(1, 4))]
+                    attempts.succeed(session, chance.choice(ids), 1, result={}, files=files)
+                case 4 if ids:
+                    attempts.fail(session, chance.choice(ids), 1, failure=chance.choice([FOR_GOOD, FOR_NOW]))
+                case 5 if ids:
+                    jobs.request_cancel(session, chance.choice(ids), tenant)
+                case 6 if ids:
+                    chosen = chance.choice(ids)
+                    if jobs.purge(session, chosen) and chance.random() < 0.5:
+                        sweep.buried(session, [chosen])
+        assert _counted(made) == _kept(made)
+    assert sum(_kept(made).values()) > 0
+
+
+def _file(name: str, size: int) -> attempts.NewArtifact:
+    return attempts.NewArtifact(name, "report", "application/json", size, "0" * 64)
+
+
+def _counted(made: Jobs) -> dict[str, int]:
+    with made.sessions() as session:
+        return {tenant: tenants.stored_bytes(session, tenant) for tenant in "ab"}
+
+
+def _kept(made: Jobs) -> dict[str, int]:
+    """By the files that are listed, and the sweeper's own rule on uploads."""
+    kept = dict.fromkeys("ab", 0)
+    with made.sessions() as session:
+        rows = session.execute(text("SELECT id, tenant, spec FROM jobs WHERE purged_at IS NULL")).all()
+        needed = sweep.uploads_needed(session, [row.id for row in rows])
+        for job_id, tenant, spec in rows:
+            kept[tenant] += sum(file.size for file in jobs.artifacts(session, job_id))
+            kept[tenant] += spec["size"] if spec["kind"] == "import" and needed[job_id] else 0
+    return kept
+
+
+def test_a_list_has_every_tenant_that_there_is(made: Jobs) -> None:
+    made.running(made.queued(tenant="busy"))
+    with made.sessions.begin() as session:
+        tenants.set_limits(session, "limited", {"max_running": 1})
+        found = {tenant.name: tenant for tenant in tenants.all_tenants(session)}
+    assert found.keys() == {"busy", "limited"}
+    assert found["busy"].use == (0, 1, 0)
+    assert set(found["busy"].own.values()) == {None}
+    assert found["limited"].own["max_running"] == 1
