@@ -58,6 +58,7 @@ _MODELS: dict[str, TypeAdapter[Any]] = {
     "NewWebhook": NEW_WEBHOOK,
     "WebhookPatch": WEBHOOK_PATCH,
     "Problem": TypeAdapter(Problem),
+    "QuotaProblem": TypeAdapter(QuotaProblem),
 }
 """What is described, and read or written without FastAPI."""
 
