@@ -19,7 +19,6 @@ from app.contract.webhooks import NEW_WEBHOOK, TEST, WEBHOOK_PATCH, JobEvent, Jo
 _REF = "#/components/schemas/{model}"
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": _REF.format(model="Problem")}}}
 _QUOTA_PROBLEM = {"application/problem+json": {"schema": {"$ref": _REF.format(model="QuotaProblem")}}}
-_RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "required": True, "schema": {"type": "integer"}}}
 
 SPEC_BODY: dict[str, Any] = {
     "requestBody": {
@@ -119,12 +118,10 @@ DOWNLOAD: Answers = {
 
 def problems(*statuses: int) -> Answers:
     """The problems that an operation may answer with, beside those that every one may."""
-    found: dict[int | str, dict[str, Any]] = {
-        status: {"description": HTTPStatus(status).phrase, "content": _PROBLEM}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": _QUOTA_PROBLEM if status == 429 else _PROBLEM}
         for status in sorted({401, 403, 429, 500, 503, *statuses})
     }
-    found[429] |= {"content": _QUOTA_PROBLEM, "headers": _RETRY_AFTER}
-    return found
 
 
 _Id = Annotated[str, Header(description="The same in all attempts: what came before need not be done again.")]
