@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from app.contract.network import parameter_shapes
+from app.contract.network import (
+    LEAST_CLASSES,
+    LEAST_SIDE,
+    MNIST_ENDS,
+    MOST_CLASSES,
+    MOST_SIDE,
+    POOLED,
+    Ends,
+)
 from app.contract.spec import ModelSpec
 
 
@@ -27,10 +35,20 @@ class NotTheNetwork(ValueError):
         self.tensor = tensor
 
 
-def tensors_of(model: ModelSpec) -> dict[str, TensorFacts]:
+class Network(NamedTuple):
+    """All that decides of a network's tensors' shapes."""
+
+    model: ModelSpec
+    ends: Ends = MNIST_ENDS
+
+    def __str__(self) -> str:
+        return f"channels {list(self.model.channels)} and hidden {self.model.hidden}, for {self.ends}"
+
+
+def tensors_of(model: ModelSpec, ends: Ends = MNIST_ENDS) -> dict[str, TensorFacts]:
     """Every tensor of a state dict, BatchNorm's running statistics included, in the order of PyTorch's."""
     tensors: dict[str, TensorFacts] = {}
-    for name, shape in parameter_shapes(model.channels, model.hidden).items():
+    for name, shape in model.shapes(ends).items():
         tensors[name] = TensorFacts("F32", shape)
         if name.endswith(".1.bias"):  # BatchNorm's last parameter
             layer = name.removesuffix("bias")
@@ -40,22 +58,26 @@ def tensors_of(model: ModelSpec) -> dict[str, TensorFacts]:
 
 
 NAMES = tuple(tensors_of(ModelSpec()))
+_SIDES = range(LEAST_SIDE >> sum(POOLED), (MOST_SIDE >> sum(POOLED)) + 1)
+_FEATURES = frozenset(height * width for height in _SIDES for width in _SIDES)
+_FEATURES_TOLD = "(height // 4)·(width // 4) features"
 _WIDTHS = ("layer1.0.weight", "layer2.0.weight", "layer3.0.weight", "fc1.weight")
 """The first dimension of each is a width of the network."""
 _RANKS = {name: len(facts.shape) for name, facts in tensors_of(ModelSpec()).items()}
 _MOST_TOLD = 5
 
 
-def network_of(tensors: Mapping[str, TensorFacts], model: ModelSpec | None = None) -> ModelSpec:
-    """The network whose state dict these tensors are: of the widths `model`, or of those that the shapes have. Raises
-    `NotTheNetwork`."""
+def network_of(tensors: Mapping[str, TensorFacts], model: ModelSpec | None = None, ends: Ends | None = None) -> Network:
+    """The network whose state dict these tensors are: of the widths `model` and with those `ends`, or what the shapes
+    say. Raises `NotTheNetwork`."""
     _refuse_names(tensors)
-    found = model or _widths(tensors)
-    for name, expected in tensors_of(found).items():
+    widths = model or _widths(tensors)
+    found = Network(widths, ends or _ends(tensors, widths))
+    for name, expected in tensors_of(*found).items():
         if tensors[name].shape != expected.shape:
-            widths = "" if model else f", in a network of channels {list(found.channels)} and hidden {found.hidden}"
+            inferred = "" if model and ends else f", in a network of {found}"
             raise NotTheNetwork(
-                f"{name} has shape {list(tensors[name].shape)}, expected {list(expected.shape)}{widths}", name
+                f"{name} has shape {list(tensors[name].shape)}, expected {list(expected.shape)}{inferred}", name
             )
         if tensors[name].dtype != expected.dtype:
             hint = ": save model.float().state_dict()" if expected.dtype == "F32" else ""
@@ -107,3 +129,19 @@ def _widths(tensors: Mapping[str, TensorFacts]) -> ModelSpec:
         raise NotTheNetwork(
             f"{name} has shape {list(tensors[name].shape)}, expected a first dimension, the width, that {bound}", name
         ) from error
+
+
+def _ends(tensors: Mapping[str, TensorFacts], model: ModelSpec) -> Ends:
+    """What is no data set's is refused by what it is read from."""
+    channels = _dimension(tensors, "layer1.0.weight", 1, (1, 3), "1 or 3 image channels")
+    read, last = f"{_FEATURES_TOLD} of each of {model.channels[2]} channels", model.channels[2]
+    features = _dimension(tensors, "fc1.weight", 1, {last * each for each in _FEATURES}, read) // last
+    told = f"{LEAST_CLASSES} to {MOST_CLASSES} classes"
+    return Ends(channels, features, _dimension(tensors, "fc2.weight", 0, range(LEAST_CLASSES, MOST_CLASSES + 1), told))
+
+
+def _dimension(tensors: Mapping[str, TensorFacts], name: str, which: int, allowed: Container[int], told: str) -> int:
+    shape = tensors[name].shape
+    if len(shape) != _RANKS[name] or shape[which] not in allowed:
+        raise NotTheNetwork(f"{name} has shape {list(shape)}, expected {told} in dimension {which}", name)
+    return shape[which]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict
+from app.contract.network import DataShape
 
 
 class DatasetName(StrEnum):
@@ -14,23 +14,25 @@ class DatasetName(StrEnum):
     KMNIST = "kmnist"
 
 
-class DatasetInfo(BaseModel):
-    """A data set of grey images, 28×28 pixels, scaled to [0, 1], in ten classes."""
+class DatasetFacts(DataShape):
+    """What there is to know of a data set ahead of its images."""
 
-    model_config = ConfigDict(frozen=True)
+    train_images: int
+    test_images: int
+
+    @property
+    def shape(self) -> DataShape:
+        return DataShape(channels=self.channels, height=self.height, width=self.width, classes=self.classes)
+
+
+class DatasetInfo(DatasetFacts):
+    """A data set that needs no upload: grey images of 28×28 pixels in ten classes."""
 
     name: DatasetName
     description: str
-    train_images: int
-    test_images: int
-    classes: int = 10
-    height: int = 28
-    width: int = 28
     folder: str | None
     """Below the data directory, in torchvision's layout; None when the data ships with a dependency."""
 
-
-_IDX = {"train_images": 60_000, "test_images": 10_000}
 
 DATASETS: dict[DatasetName, DatasetInfo] = {
     info.name: info
@@ -42,15 +44,26 @@ DATASETS: dict[DatasetName, DatasetInfo] = {
             test_images=360,
             folder=None,
         ),
-        DatasetInfo(name=DatasetName.MNIST, description="MNIST handwritten digits.", folder="MNIST/raw", **_IDX),
+        DatasetInfo(
+            name=DatasetName.MNIST,
+            description="MNIST handwritten digits.",
+            folder="MNIST/raw",
+            train_images=60_000,
+            test_images=10_000,
+        ),
         DatasetInfo(
             name=DatasetName.FASHION_MNIST,
             description="Fashion-MNIST: ten kinds of clothing.",
             folder="FashionMNIST/raw",
-            **_IDX,
+            train_images=60_000,
+            test_images=10_000,
         ),
         DatasetInfo(
-            name=DatasetName.KMNIST, description="Kuzushiji-MNIST: ten cursive hiragana.", folder="KMNIST/raw", **_IDX
+            name=DatasetName.KMNIST,
+            description="Kuzushiji-MNIST: ten cursive hiragana.",
+            folder="KMNIST/raw",
+            train_images=60_000,
+            test_images=10_000,
         ),
     )
 }

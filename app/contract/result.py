@@ -44,6 +44,9 @@ class ImportResult(_Result):
     kind: Literal["import"]
     channels: tuple[int, int, int]
     hidden: int
+    image_channels: int = 1
+    features: int = Field(49, description="Of each channel of the last convolution that the hidden layer reads.")
+    classes: int = 10
     parameters: int
     nonzero: int
     format: UploadFormat

@@ -12,8 +12,17 @@ from pydantic import Field, JsonValue, StringConstraints, TypeAdapter, model_val
 from pydantic_core import PydanticCustomError
 
 from app.contract.closed import NO_REPEATS, UNIQUE, Closed, refusal
-from app.contract.datasets import DATASETS, DatasetName
-from app.contract.network import PARAMETER_NAMES, macs_per_image, parameter_count, parameter_shapes
+from app.contract.datasets import DATASETS, DatasetFacts, DatasetName
+from app.contract.network import (
+    MNIST_ENDS,
+    MNIST_SHAPE,
+    PARAMETER_NAMES,
+    DataShape,
+    Ends,
+    macs_per_image,
+    parameter_count,
+    parameter_shapes,
+)
 from app.contract.pruning import (
     WEIGHT_MATRICES,
     ByGradient,
@@ -66,15 +75,15 @@ class DatasetSpec(Closed):
     ] = 0
 
     @property
-    def training_images(self) -> int:
-        return DATASETS[self.name].train_images - self.validation_images
+    def facts(self) -> DatasetFacts:
+        return DATASETS[self.name]
 
     @model_validator(mode="after")
     def _leaves_something_to_train_on(self) -> DatasetSpec:
-        if self.training_images < 1:
+        if self.validation_images >= self.facts.train_images:
             raise ValueError(
                 f"validation_images is {self.validation_images}, and {self.name} has "
-                f"{DATASETS[self.name].train_images} training images: take fewer"
+                f"{self.facts.train_images} training images: take fewer"
             )
         return self
 
@@ -88,13 +97,15 @@ class ModelSpec(Closed):
     )
     hidden: Annotated[int, Field(ge=1, le=4096, description="Width of the hidden linear layer.")] = 300
 
-    @property
-    def parameters(self) -> int:
-        return parameter_count(self.channels, self.hidden)
+    def shapes(self, ends: Ends = MNIST_ENDS) -> dict[str, tuple[int, ...]]:
+        return parameter_shapes(self.channels, self.hidden, ends)
 
-    @property
-    def macs(self) -> int:
-        return macs_per_image(self.channels, self.hidden)
+    def parameters(self, ends: Ends = MNIST_ENDS) -> int:
+        return parameter_count(self.channels, self.hidden, ends)
+
+    def macs(self, shape: DataShape = MNIST_SHAPE) -> int:
+        """Of one image."""
+        return macs_per_image(self.channels, self.hidden, shape)
 
 
 class HistogramSpec(Closed):
@@ -174,7 +185,7 @@ class TrainSpec(JobSpec):
     def _fits_together(self) -> TrainSpec:
         _refuse_too_many_epochs(self)
         if self.widths_are_known:
-            refuse_misfit(self, self.model)
+            refuse_misfit(self, self.model, self.dataset.facts)
         _refuse_unselectable(self.training, self.dataset, "training")
         _refuse_unselectable(self.fine_tuning, self.dataset, "fine_tuning")
         if self.pruning is None:
@@ -282,20 +293,22 @@ Teachers: TypeAlias = Mapping[CheckpointRef, ModelSpec]
 UNTAUGHT: Teachers = MappingProxyType({})
 
 
-def refuse_misfit(spec: TrainSpec | PruneSpec, model: ModelSpec, teachers: Teachers = UNTAUGHT) -> None:
-    """What a spec asks of a network of these widths, its data set being known, and of its teachers, as far as they are
-    known. Raises PydanticCustomError with a `pointer` in its context."""
-    if spec.pruning is not None and (reason := misfit(spec.pruning, parameter_shapes(model.channels, model.hidden))):
+def refuse_misfit(
+    spec: TrainSpec | PruneSpec, model: ModelSpec, facts: DatasetFacts, teachers: Teachers = UNTAUGHT
+) -> None:
+    """What a spec asks of a network of these widths on the data set that these are the facts of, and of its teachers,
+    as far as they are known. Raises PydanticCustomError with a `pointer` in its context."""
+    if spec.pruning is not None and (reason := misfit(spec.pruning, model.shapes(facts.ends))):
         raise _misfit("/pruning", reason)
     _refuse_too_much_work(
         "",
-        all_macs(spec, model),
+        all_macs(spec, model, facts),
         "take fewer epochs, smaller widths, or fewer images for scores and points for sensitivity",
     )
     if teachers:
-        dearest = max(taught(spec), key=lambda each: _teaching_macs(spec, each, teachers))
+        dearest = max(taught(spec), key=lambda each: _teaching_macs(spec, each, facts, teachers))
         hint = "take fewer epochs or a smaller teacher"
-        _refuse_too_much_work(dearest.pointer, all_macs(spec, model, teachers), hint)
+        _refuse_too_much_work(dearest.pointer, all_macs(spec, model, facts, teachers), hint)
 
 
 def _refuse_too_much_work(pointer: str, macs: int, hint: str) -> None:
@@ -304,46 +317,50 @@ def _refuse_too_much_work(pointer: str, macs: int, hint: str) -> None:
         raise refusal(pointer, "too_much_work", f"{said}: {hint}")
 
 
-def all_macs(spec: TrainSpec | PruneSpec, model: ModelSpec, teachers: Teachers = UNTAUGHT) -> int:
+def all_macs(spec: TrainSpec | PruneSpec, model: ModelSpec, facts: DatasetFacts, teachers: Teachers = UNTAUGHT) -> int:
     """Multiply-accumulates of all training, validation, scores and sensitivity, on a network of these widths, and of
     those teachers that are known.
 
     A backward pass costs about twice a forward pass.
     """
-    dataset = spec.dataset
-    assert dataset is not None  # resolved
-    trained, validated = spec.epochs * dataset.training_images, spec.epochs * dataset.validation_images
-    images = 3 * trained + validated + 3 * _scored_images(spec, dataset) + _measured_images(spec, dataset)
-    return model.macs * images + sum(_teaching_macs(spec, each, teachers) for each in taught(spec))
+    training, validation = _split(spec, facts)
+    images = spec.epochs * (3 * training + validation) + 3 * _scored_images(spec, facts) + _measured_images(spec, facts)
+    taught_macs = sum(_teaching_macs(spec, each, facts, teachers) for each in taught(spec))
+    return model.macs(facts.shape) * images + taught_macs
 
 
-def _teaching_macs(spec: TrainSpec | PruneSpec, course: Taught, teachers: Teachers) -> int:
+def _split(spec: TrainSpec | PruneSpec, facts: DatasetFacts) -> tuple[int, int]:
+    """Images to train on, and to validate with."""
+    assert spec.dataset is not None  # resolved
+    return facts.train_images - spec.dataset.validation_images, spec.dataset.validation_images
+
+
+def _teaching_macs(spec: TrainSpec | PruneSpec, course: Taught, facts: DatasetFacts, teachers: Teachers) -> int:
     """A teacher looks at every image that the course trains on, and is not trained itself."""
-    assert spec.dataset is not None
     widths = teachers.get(course.teacher)
-    return 0 if widths is None else widths.macs * course.epochs * spec.dataset.training_images
+    return 0 if widths is None else widths.macs(facts.shape) * course.epochs * _split(spec, facts)[0]
 
 
-def _scored_images(spec: TrainSpec | PruneSpec, dataset: DatasetSpec) -> int:
+def _scored_images(spec: TrainSpec | PruneSpec, facts: DatasetFacts) -> int:
     """Of all backward passes for scores."""
     pruning = spec.pruning
     if not isinstance(pruning, ByGradient):
         return 0
-    schedule, times = pruning.schedule, 1
+    schedule, times, (training, _) = pruning.schedule, 1, _split(spec, facts)
     if isinstance(schedule, Iterative):
         times = schedule.rounds
     course = spec.training if isinstance(spec, TrainSpec) else spec.fine_tuning
     if isinstance(schedule, Gradual) and course is not None:
-        steps = math.ceil(dataset.training_images / course.batch_size) * (schedule.end_epoch - schedule.begin_epoch)
+        steps = math.ceil(training / course.batch_size) * (schedule.end_epoch - schedule.begin_epoch)
         times = math.ceil(steps / schedule.every_steps)
-    return times * min(pruning.images, dataset.training_images)
+    return times * min(pruning.images, training)
 
 
-def _measured_images(spec: TrainSpec | PruneSpec, dataset: DatasetSpec) -> int:
+def _measured_images(spec: TrainSpec | PruneSpec, facts: DatasetFacts) -> int:
     """Of all evaluations for the sensitivity."""
     if spec.sensitivity is None:
         return 0
-    images = dataset.validation_images or DATASETS[dataset.name].test_images
+    images = _split(spec, facts)[1] or facts.test_images
     return images * (1 + len(WEIGHT_MATRICES) * len(spec.sensitivity.sparsities))
 
 

@@ -11,9 +11,12 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
+from app.contract.datasets import DatasetFacts
 from app.contract.explain import FieldError, explain
+from app.contract.network import Ends
 from app.contract.patch import PATCH, JobPatch
 from app.contract.reference import JOB_ID_PATTERN, CheckpointRef
+from app.contract.result import ImportResult
 from app.contract.spec import (
     MAX_LABELS,
     SPEC,
@@ -25,6 +28,7 @@ from app.contract.spec import (
     ModelSpec,
     PruneSpec,
     StoredSpec,
+    Taught,
     Teachers,
     TrainSpec,
     parse_spec,
@@ -98,11 +102,18 @@ class EventPage(NamedTuple):
 
 
 class Resolved(NamedTuple):
-    """A spec that leaves nothing to the jobs that it names, and the widths of its network and of the teachers; a
-    comparison has no network."""
+    """A spec that leaves nothing to the jobs that it names, and what there is to count with; a comparison has no
+    network."""
 
     spec: AnySpec
-    model: ModelSpec | None = None
+    sizes: Sizes | None = None
+
+
+class Sizes(NamedTuple):
+    """The widths of a network, the facts of its data set, and the widths of its teachers."""
+
+    model: ModelSpec
+    facts: DatasetFacts
     teachers: Teachers = UNTAUGHT
 
 
@@ -113,10 +124,27 @@ def resolve(session: Session, tenant: str, spec: AnySpec) -> Resolved:
         for index, job_id in enumerate(spec.jobs):
             _refuse_without_report(session, tenant, job_id, f"/jobs/{index}")
         return Resolved(spec)
-    filled, model = _filled(session, tenant, spec)
-    teachers = {each.teacher: _source(session, tenant, each.teacher, each.pointer).model for each in taught(filled)}
-    _refuse_misfit(filled, model, teachers)
-    return Resolved(filled, model, teachers)
+    filled, model, ends = _filled(session, tenant, spec)
+    assert filled.dataset is not None
+    facts = filled.dataset.facts
+    if ends is not None:
+        _refuse_other_ends(ends, facts.ends, "/source" if isinstance(filled, PruneSpec) else "/initial")
+    teachers = {each.teacher: _teacher(session, tenant, each, facts.ends) for each in taught(filled)}
+    sizes = Sizes(model, facts, teachers)
+    _refuse_misfit(filled, sizes)
+    return Resolved(filled, sizes)
+
+
+def _teacher(session: Session, tenant: str, course: Taught, ends: Ends) -> ModelSpec:
+    found = _source(session, tenant, course.teacher, course.pointer)
+    _refuse_other_ends(found.ends, ends, course.pointer)
+    return found.model
+
+
+def _refuse_other_ends(found: Ends, wanted: Ends, pointer: str) -> None:
+    if found != wanted:
+        detail = f"the checkpoint is for {found}, and the data set has {wanted}: name others that fit together"
+        raise InvalidSpec(detail, [FieldError(pointer=pointer, code="dataset_misfit", detail=detail)])
 
 
 def _refuse_without_report(session: Session, tenant: str, job_id: str, pointer: str) -> None:
@@ -125,20 +153,28 @@ def _refuse_without_report(session: Session, tenant: str, job_id: str, pointer: 
         raise InvalidSpec(detail, [FieldError(pointer=pointer, code="source_has_no_report", detail=detail)])
 
 
-def _filled(session: Session, tenant: str, spec: TrainSpec | PruneSpec) -> tuple[TrainSpec | PruneSpec, ModelSpec]:
-    """The spec with what its checkpoint tells, and the network's widths."""
+class _Filled(NamedTuple):
+    """A spec with what its checkpoint tells, the widths of its network, and the ends of that checkpoint, if it begins
+    with one."""
+
+    spec: TrainSpec | PruneSpec
+    model: ModelSpec
+    ends: Ends | None
+
+
+def _filled(session: Session, tenant: str, spec: TrainSpec | PruneSpec) -> _Filled:
     if isinstance(spec, PruneSpec):
         source = _source(session, tenant, spec.source, "/source")
         filled = parse(spec.model_copy(update={"dataset": _dataset(spec, source)}).model_dump_json())
         assert isinstance(filled, PruneSpec)
-        return filled, source.model
-    if spec.initial:
-        spec = _with_widths_of_source(session, tenant, spec, spec.initial)
-    return spec, spec.model
+        return _Filled(filled, source.model, source.ends)
+    if spec.initial is None:
+        return _Filled(spec, spec.model, None)
+    source = _source(session, tenant, spec.initial, "/initial")
+    return _Filled(_with_widths(spec, source.model), source.model, source.ends)
 
 
-def _with_widths_of_source(session: Session, tenant: str, spec: TrainSpec, initial: CheckpointRef) -> TrainSpec:
-    found = _source(session, tenant, initial, "/initial").model
+def _with_widths(spec: TrainSpec, found: ModelSpec) -> TrainSpec:
     if "model" in spec.model_fields_set and spec.model != found:
         detail = f"the checkpoint has channels {list(found.channels)} and hidden {found.hidden}: leave `model` out"
         raise InvalidSpec(detail, [FieldError(pointer="/model", code="widths_differ", detail=detail)])
@@ -159,9 +195,9 @@ def _dataset(spec: PruneSpec, source: _Source) -> DatasetSpec:
     return found
 
 
-def _refuse_misfit(spec: TrainSpec | PruneSpec, model: ModelSpec, teachers: Teachers) -> None:
+def _refuse_misfit(spec: TrainSpec | PruneSpec, sizes: Sizes) -> None:
     try:
-        refuse_misfit(spec, model, teachers)
+        refuse_misfit(spec, *sizes)
     except PydanticCustomError as error:
         pointer = (error.context or {})["pointer"]
         found = FieldError(pointer=pointer, code=error.type, detail=error.message())
@@ -174,22 +210,26 @@ def _widths(session: Session, tenant: str, spec: TrainSpec | PruneSpec) -> Model
 
 
 class _Source(NamedTuple):
-    """A job whose checkpoint another one begins with or learns from, and the network's widths."""
+    """A job whose checkpoint another one begins with or learns from, and the sizes of the network."""
 
     spec: TrainSpec | PruneSpec | ImportSpec
     model: ModelSpec
+    ends: Ends
 
 
 def _source(session: Session, tenant: str, ref: CheckpointRef, pointer: str) -> _Source:
     """Raises InvalidSpec, SourceNotFinished or SourceHasNoResult."""
     spec, result = _finished(session, tenant, ref.job_id, f"{pointer}/job_id")
     if not isinstance(spec, ImportSpec):
-        return _Source(spec, _widths(session, tenant, spec))
+        assert spec.dataset is not None  # as it was stored
+        return _Source(spec, _widths(session, tenant, spec), spec.dataset.facts.ends)
     if ref.artifact != "model.safetensors":
         detail = f"{ref.job_id} is an import job and has no {ref.artifact}: name model.safetensors"
-        found = FieldError(pointer=f"{pointer}/artifact", code="source_has_no_such_artifact", detail=detail)
-        raise InvalidSpec(detail, [found])
-    return _Source(spec, ModelSpec(channels=tuple(result["channels"]), hidden=result["hidden"]))
+        error = FieldError(pointer=f"{pointer}/artifact", code="source_has_no_such_artifact", detail=detail)
+        raise InvalidSpec(detail, [error])
+    found = ImportResult.model_validate(result)
+    ends = Ends(found.image_channels, found.features, found.classes)
+    return _Source(spec, ModelSpec(channels=found.channels, hidden=found.hidden), ends)
 
 
 class _Finished(NamedTuple):

@@ -50,7 +50,7 @@ def _mask_at_random(chain: Chain, counts_of: NetworkSpec, root: Path) -> None:
     out = root / random_source(chain.specs[0], counts_of, chain.seed)
     if out.is_dir():
         return
-    model, dense = checkpoint.load(folder(root, chain.specs[0]) / MODEL)
+    (model, _), dense = checkpoint.load(folder(root, chain.specs[0]) / MODEL)
     _, pruned = checkpoint.load(folder(root, counts_of) / MODEL, model)
     for name, tensor in dense.items():
         if tensor.is_floating_point() and ".running_" not in name:

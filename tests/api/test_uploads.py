@@ -90,7 +90,7 @@ WRONG: dict[str, tuple[bytes, str, str | None]] = {
     "a missing tensor": (_with(fc2__bias=None), "missing ['fc2.bias'], unexpected []", ""),
     "a wrong shape": (
         _with(fc2__bias=np.zeros(11, np.float32)),
-        "fc2.bias has shape [11], expected [10], in a network of channels [2, 3, 4] and hidden 5.",
+        "fc2.bias has shape [11], expected [10], in a network of channels [2, 3, 4] and hidden 5, for",
         "/fc2.bias",
     ),
     "half precision": (

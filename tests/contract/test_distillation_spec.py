@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
+from app.contract.datasets import DATASETS, DatasetName
 from app.contract.explain import explain
 from app.contract.reference import CheckpointRef
 from app.contract.spec import (
@@ -27,6 +28,7 @@ JOB, OTHER = "job_" + "0" * 32, "job_" + "1" * 32
 WIDE = ModelSpec(channels=(512, 512, 512), hidden=4096)
 ITERATIVE = {"method": "magnitude", "sparsity": 0.5, "schedule": {"name": "iterative", "rounds": 4}}
 IMAGES = 1_437
+DIGITS, MNIST = DATASETS[DatasetName.DIGITS], DATASETS[DatasetName.MNIST]
 
 
 def _course(job: str, epochs: int = 1, **more: Any) -> Document:
@@ -96,19 +98,19 @@ def test_a_teacher_costs_one_look_at_every_image_that_is_trained_on() -> None:
     first, second = ModelSpec(channels=(1, 2, 3), hidden=4), ModelSpec()
     teachers = {CheckpointRef(job_id=JOB): first, CheckpointRef(job_id=OTHER): second}
 
-    more = all_macs(spec, ModelSpec(), teachers) - all_macs(spec, ModelSpec())
+    more = all_macs(spec, ModelSpec(), DIGITS, teachers) - all_macs(spec, ModelSpec(), DIGITS)
 
-    assert more == IMAGES * (3 * first.macs + 4 * 2 * second.macs)
+    assert more == IMAGES * (3 * first.macs() + 4 * 2 * second.macs())
 
 
 def test_too_much_work_of_a_teacher_is_told_at_the_field_that_names_the_dearest() -> None:
     spec = _parsed(train_spec(dataset={"name": "mnist"}, training=_course(JOB, 40), fine_tuning=_course(OTHER, 50)))
     student, refs = ModelSpec(), (CheckpointRef(job_id=JOB), CheckpointRef(job_id=OTHER))
 
-    refuse_misfit(spec, student)
-    refuse_misfit(spec, student, {refs[1]: WIDE})
+    refuse_misfit(spec, student, MNIST)
+    refuse_misfit(spec, student, MNIST, {refs[1]: WIDE})
     with pytest.raises(PydanticCustomError, match="take fewer epochs or a smaller teacher") as caught:
-        refuse_misfit(spec, student, dict.fromkeys(refs, WIDE))
+        refuse_misfit(spec, student, MNIST, dict.fromkeys(refs, WIDE))
 
     pointer = "/fine_tuning/distillation/teacher"
     assert (caught.value.type, (caught.value.context or {})["pointer"]) == ("too_much_work", pointer)

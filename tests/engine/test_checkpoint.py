@@ -30,7 +30,7 @@ def file(tmp_path: Path) -> Path:
 def test_what_is_saved_is_loaded_bit_for_bit(state: dict[str, Tensor], file: Path) -> None:
     file.write_bytes(to_safetensors(state))
 
-    model, loaded = load(file)
+    (model, _), loaded = load(file)
 
     assert (model.channels, model.hidden) == ((2, 3, 4), 5)
     assert loaded.keys() == state.keys()

@@ -267,7 +267,7 @@ def test_the_multiplications_counted_are_those_made(network: Pruned) -> None:
 
     weights = {layer: network.state[f"{layer}.weight"] for layer in layer_positions()}
     nonzero = sum(count * int(weights[layer].count_nonzero()) for layer, count in layer_positions().items())
-    assert small.macs == counted <= ModelSpec(channels=network.channels, hidden=network.hidden).macs
+    assert small.macs == counted <= ModelSpec(channels=network.channels, hidden=network.hidden).macs()
     assert small.macs_effective <= min(nonzero, small.macs)
     assert small.parameters == sum(parameter.numel() for parameter in cut.parameters())
 

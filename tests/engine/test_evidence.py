@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from app.contract.datasets import DatasetName
-from app.contract.network import layer_positions
+from app.contract.network import MNIST_SHAPE, DataShape, layer_positions
 from app.contract.spec import ModelSpec
 from tests.engine.conftest import Run
 from worker.engine.compact import build, load
 from worker.engine.data import DatasetStore
 from worker.engine.evidence import class_reports, exports, refuse_disagreement
-from worker.engine.model import Cnn
+from worker.engine.model import Cnn, fresh
 from worker.engine.onnx_graph import check, plain_model
 from worker.engine.unpack import unpack
 
@@ -160,10 +160,27 @@ def test_an_ill_conditioned_network_is_exported_and_no_failure(plain: Run) -> No
     state["layer1.1.running_mean"] = 1e-3 * state["layer1.1.running_mean"] + 1000
     state["layer1.1.running_var"] *= 1e-6
 
-    told = exports(ModelSpec(channels=(4, 4, 8), hidden=16), state, state, DIGITS.test_images[:8])
+    told = exports(ModelSpec(channels=(4, 4, 8), hidden=16), MNIST_SHAPE, state, state, DIGITS.test_images[:8])
 
     assert max(told.compact.differences.values()) > 1e-3
     assert set(told.files) == {"compact.safetensors", "compact.onnx", "model.onnx", "packed.npz"}
+
+
+def test_every_form_of_a_network_takes_the_images_of_its_data_set(tmp_path: Path) -> None:
+    model, shape = ModelSpec(channels=(2, 3, 4), hidden=5), DataShape(channels=3, height=10, width=13, classes=4)
+    state = fresh(model, 0, shape.ends).state_dict()
+    state["fc1.weight"][:, ::3] = 0
+    images = torch.rand(8, 3, 10, 13, generator=torch.Generator().manual_seed(0))
+
+    told = exports(model, shape, state, state, images)
+
+    for name in ("model.onnx", "compact.onnx"):
+        session = onnxruntime.InferenceSession(told.files[name], providers=["CPUExecutionProvider"])
+        assert (session.get_inputs()[0].shape, session.get_outputs()[0].shape) == (["N", 3, 10, 13], ["N", 4])
+    (tmp_path / "compact.safetensors").write_bytes(told.files["compact.safetensors"])
+    again = load(tmp_path / "compact.safetensors")
+    assert (again.widths.shape, again.macs, again.widths.gathers) == (shape, told.compact.macs, True)
+    assert told.compact.macs < model.macs(shape)
 
 
 def test_a_wrong_graph_is_told_from_rounding(plain: Run) -> None:

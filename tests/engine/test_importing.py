@@ -63,7 +63,7 @@ def test_both_formats_give_the_same_network(tmp_path: Path) -> None:
     for kind, result in zip(("safetensors", "pt"), results, strict=True):
         assert (result.channels, result.hidden) == (MODEL.channels, MODEL.hidden)
         zeros = sum(int((state[name] == 0).sum()) for name in ("fc1.weight",)) + 2 + 3 + 4  # BatchNorm's shifts
-        assert (result.parameters, result.nonzero) == (MODEL.parameters, MODEL.parameters - zeros)
+        assert (result.parameters, result.nonzero) == (MODEL.parameters(), MODEL.parameters() - zeros)
         loaded = load_file(tmp_path / kind / "model.safetensors")
         assert loaded.keys() == state.keys()
         assert all(torch.equal(loaded[name], state[name]) for name in state)

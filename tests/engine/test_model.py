@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from app.contract.checkpoint import TensorFacts, tensors_of
-from app.contract.network import PARAMETER_NAMES
+from app.contract.network import MNIST_ENDS, MNIST_SHAPE, PARAMETER_NAMES, DataShape, Ends
 from app.contract.pruning import place_of
 from app.contract.spec import ModelSpec
 from worker.engine.device import place
@@ -60,15 +60,16 @@ def test_on_a_cpu_it_lies_channels_last() -> None:
 def test_the_sources_network_has_its_size_and_its_keys() -> None:
     network = fresh(SOURCE, seed=0)
 
-    assert sum(parameter.numel() for parameter in network.parameters()) == SOURCE.parameters == 481_214
+    assert sum(parameter.numel() for parameter in network.parameters()) == SOURCE.parameters() == 481_214
     assert tuple(name for name, _ in network.named_parameters()) == PARAMETER_NAMES
     assert {name.rpartition(".")[0] for name in network.state_dict()} == {
         *("layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "layer3.1", "fc1", "fc2")
     }
 
 
+@pytest.mark.parametrize("shape", [MNIST_SHAPE, DataShape(channels=3, height=10, width=13, classes=4)], ids=str)
 @pytest.mark.parametrize("model", [SOURCE, ModelSpec(channels=(3, 5, 7), hidden=11)])
-def test_the_contract_counts_the_multiplications_that_are_made(model: ModelSpec) -> None:
+def test_the_contract_counts_the_multiplications_that_are_made(model: ModelSpec, shape: DataShape) -> None:
     counted = 0
 
     def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
@@ -78,13 +79,14 @@ def test_the_contract_counts_the_multiplications_that_are_made(model: ModelSpec)
         elif isinstance(module, nn.Linear):
             counted += module.weight.numel()
 
-    network = fresh(model, seed=0).eval()
+    network = fresh(model, 0, shape.ends).eval()
     for module in network.modules():
         module.register_forward_hook(count)
-    network(torch.zeros(1, 1, 28, 28))
+    logits = network(torch.zeros(1, shape.channels, shape.height, shape.width))
 
-    assert counted == model.macs
-    assert SOURCE.macs == 3_496_504
+    assert logits.shape == (1, shape.classes)
+    assert counted == model.macs(shape)
+    assert SOURCE.macs() == 3_496_504
 
 
 def test_initial_weights_follow_from_the_seed_alone() -> None:
@@ -97,13 +99,14 @@ def test_initial_weights_follow_from_the_seed_alone() -> None:
     assert not torch.equal(first["fc1.weight"], other["fc1.weight"])
 
 
-def test_the_contract_knows_the_networks_state_dict() -> None:
+@pytest.mark.parametrize("ends", [MNIST_ENDS, Ends(3, 6, 3)])
+def test_the_contract_knows_the_networks_state_dict(ends: Ends) -> None:
     words = {torch.float32: "F32", torch.int64: "I64"}
-    state = fresh(SOURCE, seed=0).state_dict()
+    state = fresh(SOURCE, 0, ends).state_dict()
 
     found = {name: TensorFacts(words[tensor.dtype], tuple(tensor.shape)) for name, tensor in state.items()}
 
-    assert list(found.items()) == list(tensors_of(SOURCE).items())
+    assert list(found.items()) == list(tensors_of(SOURCE, ends).items())
 
 
 def test_every_parameter_has_its_place() -> None:

@@ -70,7 +70,7 @@ def test_teachers_are_counted_with_their_weights_and_what_a_batch_becomes_in_the
     more = memory_needed(ModelSpec(), stages, [teacher]) - memory_needed(ModelSpec(), stages)
     again = memory_needed(ModelSpec(), stages, [teacher, teacher]) - memory_needed(ModelSpec(), stages, [teacher])
 
-    assert again == 4 * teacher.parameters
+    assert again == 4 * teacher.parameters()
     assert more > again + 4 * 100 * 512 * 28 * 28
     with pytest.raises(OutOfMemory, match="take a smaller batch_size, a smaller teacher or smaller widths"):
         refuse_what_does_not_fit(ModelSpec(), stages, torch.device("cpu"), tmp_path, teachers=[teacher] * 10_000)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from app.contract.network import PARAMETER_NAMES
+from app.contract.network import PARAMETER_NAMES, DataShape
 from app.contract.pruning import OneShot, Pruning, ThresholdPruning
 from app.contract.report import Accuracy, EpochMetrics, Histogram, Report, Sensitivity, SizeReport
 from app.contract.spec import ModelSpec, PruneSpec, TrainSpec
@@ -26,6 +26,8 @@ class Outcome:
     pruned."""
 
     model: ModelSpec
+    shape: DataShape
+    """Of the data set."""
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
     mask: Mask | None
@@ -53,7 +55,7 @@ def network_files(
 ) -> tuple[Report, dict[str, bytes]]:
     """The report, and every file but the manifest; `history` is empty when nothing was trained."""
     dense, pruned = to_safetensors(outcome.before), to_safetensors(outcome.after)
-    exported = exports(outcome.model, outcome.before, outcome.after, outcome.probes)
+    exported = exports(outcome.model, outcome.shape, outcome.before, outcome.after, outcome.probes)
     report = _report(spec, outcome, exported, size_report(dense, pruned, exported.files))
     counted = _histogram(spec, outcome, report)
     files = {
@@ -80,7 +82,7 @@ def _report(spec: TrainSpec | PruneSpec, outcome: Outcome, exported: Exports, si
     pruning, penalty = spec.pruning, spec.regularization if isinstance(spec, TrainSpec) else None
     before, after = parameters_of(outcome.before), parameters_of(outcome.after)
     tensors = tensor_reports(before, after, pruning, outcome.mask, outcome.thresholds)
-    layers = layer_reports(tensors)
+    layers = layer_reports(tensors, outcome.shape)
     return Report(
         kind=spec.kind,
         channels=outcome.model.channels,

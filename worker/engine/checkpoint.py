@@ -11,7 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from app.contract.checkpoint import NAMES, NotTheNetwork, TensorFacts, network_of
+from app.contract.checkpoint import NAMES, Network, NotTheNetwork, TensorFacts, network_of
+from app.contract.network import Ends
 from app.contract.spec import ModelSpec
 from worker.engine.errors import InvalidCheckpoint
 
@@ -36,16 +37,18 @@ def _plain(state: State) -> dict[str, Tensor]:
 
 
 def load(
-    path: Path, model: ModelSpec | None = None, *, called: str | None = None
-) -> tuple[ModelSpec, dict[str, Tensor]]:
-    """The state dict in `path`, of the widths `model`; None takes the file's own. Raises `InvalidCheckpoint`, whose
-    message calls the file so, else by its name."""
+    path: Path, model: ModelSpec | None = None, ends: Ends | None = None, *, called: str | None = None
+) -> tuple[Network, dict[str, Tensor]]:
+    """The state dict in `path`, of the widths `model` and with those `ends`; None takes the file's own. Raises
+    `InvalidCheckpoint`, whose message calls the file so, else by its name."""
     title = called or path.name
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             found = network_of(
-                {name: TensorFacts(part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}, model
+                {name: TensorFacts(part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()},
+                model,
+                ends,
             )
             # Only now, with every size known and right, are values read.
             state = {name: file.get_tensor(name) for name in NAMES}

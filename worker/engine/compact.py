@@ -25,16 +25,13 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from app.contract.closed import Closed
-from app.contract.network import KERNELS, POOLED, layer_positions, parameter_shapes
+from app.contract.network import KERNELS, MNIST_SHAPE, POOLED, DataShape, layer_positions, parameter_shapes
 from app.contract.pruning import place_of
 from app.contract.spec import Channels
 from worker.engine.errors import InvalidCheckpoint
 from worker.engine.model import EPSILON
 
 State = Mapping[str, Tensor]
-
-FEATURES = (28 >> sum(POOLED)) ** 2
-"""Features of one channel of layer3 that fc1 can read."""
 
 INPUTS = "fc1.inputs"
 
@@ -48,22 +45,28 @@ class Widths(Closed):
     channels: tuple[Channels, Channels, Channels]
     hidden: Annotated[int, Field(ge=1, le=4096)]
     inputs: Annotated[int, Field(ge=1, description="Features of layer3 that fc1 reads.")]
+    shape: DataShape = MNIST_SHAPE
 
     @model_validator(mode="after")
     def _no_more_inputs_than_features(self) -> Self:
-        if self.inputs > FEATURES * self.channels[2]:
-            raise ValueError(f"inputs must be at most {FEATURES} for each channel of layer3")
+        if self.inputs > self.features:
+            raise ValueError(f"inputs must be at most {self.shape.features} for each channel of layer3")
         return self
+
+    @property
+    def features(self) -> int:
+        """Of layer3, that fc1 can read."""
+        return self.shape.features * self.channels[2]
 
     @property
     def gathers(self) -> bool:
         """Whether fc1 reads some of the features only, and the state says which."""
-        return self.inputs < FEATURES * self.channels[2]
+        return self.inputs < self.features
 
 
 def shapes(widths: Widths) -> dict[str, tuple[int, ...]]:
     """Every tensor's shape by its key, in the order of the network's state dict."""
-    plain = parameter_shapes(widths.channels, widths.hidden)
+    plain = parameter_shapes(widths.channels, widths.hidden, widths.shape.ends)
     compact = {name: shape for name, shape in plain.items() if place_of(name).layer_kind != "batchnorm"}
     compact["fc1.weight"] = (widths.hidden, widths.inputs)
     return compact | ({INPUTS: (widths.inputs,)} if widths.gathers else {})
@@ -87,20 +90,21 @@ class Compact:
     @property
     def macs(self) -> int:
         """Multiply-accumulates for one image as they are run, those with zeros and with the padding included."""
-        positions = layer_positions()
+        positions = layer_positions(self.widths.shape)
         return sum(positions[layer] * self.state[f"{layer}.weight"].numel() for layer in _LAYERS)
 
     @property
     def macs_effective(self) -> int:
         """Of the non-zero weights alone. These are the weights of the network before compaction that are not zero,
         are fed and are read; the other weights of a pruned network do no work even where they are not zero."""
-        positions = layer_positions()
+        positions = layer_positions(self.widths.shape)
         return sum(positions[layer] * int(self.state[f"{layer}.weight"].count_nonzero()) for layer in _LAYERS)
 
 
 @torch.no_grad()
-def compact(state: State) -> Compact:
-    """The smaller network of a `Cnn`'s whole state dict on the CPU, running statistics included.
+def compact(state: State, shape: DataShape = MNIST_SHAPE) -> Compact:
+    """The smaller network of a `Cnn`'s whole state dict on the CPU, running statistics included; `shape` is that of
+    its data set.
 
     Weights are rounded once from float64, so that logits differ by float32 rounding alone. Values that overflow
     float32 when BatchNorm is folded in become infinite.
@@ -110,7 +114,7 @@ def compact(state: State) -> Compact:
     # Unread channels go last and by one pass: what they leave unread lies before them, and no kernel that is
     # read changes, so that no new constant comes up.
     _silence_unread(folded)
-    return _cut(folded)
+    return _cut(folded, shape)
 
 
 def _fold(state: State) -> dict[str, Tensor]:
@@ -157,7 +161,7 @@ def _silence_unread(folded: Mapping[str, Tensor]) -> None:
         weight[unread], bias[unread] = 0, 0
 
 
-def _cut(folded: Mapping[str, Tensor]) -> Compact:
+def _cut(folded: Mapping[str, Tensor], shape: DataShape) -> Compact:
     """Leaves out what is unread; reads of the silent one that a layer without any keeps are zero like itself."""
     kept = {"fc2": torch.arange(len(folded["fc2.weight"]))}
     for layer, reader in pairwise(_LAYERS):
@@ -172,7 +176,7 @@ def _cut(folded: Mapping[str, Tensor]) -> Compact:
     inputs = _at_least_one(state["fc1.weight"].any(dim=0))
     state["fc1.weight"] = state["fc1.weight"][:, inputs]
     first, second, third, hidden = (len(kept[layer]) for layer in _LAYERS[:-1])
-    widths = Widths(channels=(first, second, third), hidden=hidden, inputs=len(inputs))
+    widths = Widths(channels=(first, second, third), hidden=hidden, inputs=len(inputs), shape=shape)
     rounded = {name: inputs if name == INPUTS else state[name].float().contiguous() for name in shapes(widths)}
     return Compact(widths, rounded)
 
@@ -197,16 +201,16 @@ class ChosenInputs(nn.Linear):
 
 
 class CompactCnn(nn.Module):
-    """The `cnn` architecture after compaction: [N, 1, 28, 28] → logits [N, 10]."""
+    """The `cnn` architecture after compaction: images [N, channels, height, width] → logits [N, classes]."""
 
     def __init__(self, widths: Widths) -> None:
         super().__init__()
         first, second, third = widths.channels
-        self.layer1 = _convolutional(1, first, KERNELS[0], pooled=POOLED[0])
+        self.layer1 = _convolutional(widths.shape.channels, first, KERNELS[0], pooled=POOLED[0])
         self.layer2 = _convolutional(first, second, KERNELS[1], pooled=POOLED[1])
         self.layer3 = _convolutional(second, third, KERNELS[2], pooled=POOLED[2])
         self.fc1 = (ChosenInputs if widths.gathers else nn.Linear)(widths.inputs, widths.hidden)
-        self.fc2 = nn.Linear(widths.hidden, 10)
+        self.fc2 = nn.Linear(widths.hidden, widths.shape.classes)
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.layer3(self.layer2(self.layer1(images)))
@@ -229,7 +233,7 @@ def build(compact: Compact) -> CompactCnn:
 
 def to_safetensors(compact: Compact) -> bytes:
     """The state, and the widths as JSON under `widths` in the file's metadata. Same state, same bytes."""
-    metadata = {"format": "pt", "widths": compact.widths.model_dump_json()}
+    metadata = {"format": "pt", "widths": compact.widths.model_dump_json(exclude_defaults=True)}
     return _with_metadata(safetensors.torch.save(dict(compact.state)), metadata)
 
 
@@ -290,6 +294,6 @@ def _refuse_impossible_values(path: Path, widths: Widths, state: State) -> None:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InvalidCheckpoint(f"{path.name}: {name} holds values that are not finite, expected finite numbers")
     if widths.gathers:
-        inputs, features = state[INPUTS], FEATURES * widths.channels[2]
+        inputs, features = state[INPUTS], widths.features
         if bool((inputs.diff() <= 0).any()) or not 0 <= int(inputs[0]) <= int(inputs[-1]) < features:
             raise InvalidCheckpoint(f"{path.name}: {INPUTS} must be ascending indices of {features} features")

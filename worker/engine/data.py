@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.contract.datasets import DATASETS, DatasetInfo, DatasetName
+from app.contract.network import DataShape
 from worker.engine.digits import load_digits
 from worker.engine.errors import DatasetUnavailable
 from worker.engine.idx import BrokenIdx, read_images, read_labels
@@ -36,9 +37,10 @@ Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images are float32 in [0, 1], shaped [N, 1, 28, 28]; labels are int64, shaped [N]."""
+    """Images are float32 in [0, 1], shaped [N, channels, height, width]; labels are int64, shaped [N]."""
 
     name: DatasetName
+    shape: DataShape
     train_images: Tensor
     train_labels: Tensor
     test_images: Tensor
@@ -50,6 +52,7 @@ class Dataset:
         train_images, train_labels, test_images, test_labels = arrays
         return cls(
             name=name,
+            shape=DATASETS[name].shape,
             train_images=_scaled(train_images),
             train_labels=torch.from_numpy(train_labels.astype(np.int64)),
             test_images=_scaled(test_images),

@@ -10,6 +10,7 @@ from importlib import metadata
 import torch
 from torch import Tensor, nn
 
+from app.contract.network import DataShape
 from app.contract.report import ClassReport, CompactReport, Latency, LatencyReport
 from app.contract.spec import ModelSpec
 from worker.engine import device
@@ -44,15 +45,22 @@ class Exports:
 
 
 @torch.no_grad()
-def exports(model: ModelSpec, dense: Mapping[str, Tensor], state: Mapping[str, Tensor], probes: Tensor) -> Exports:
-    """Of the network `state`, whose widths are those of `model`, on the CPU; `dense` is what latency is told against.
+def exports(
+    model: ModelSpec, shape: DataShape, dense: Mapping[str, Tensor], state: Mapping[str, Tensor], probes: Tensor
+) -> Exports:
+    """Of the network `state`, whose widths are those of `model`, for images of that shape, on the CPU; `dense` is what
+    latency is told against.
 
     Every ONNX model is run against PyTorch first, on the images `probes`. Raises RuntimeError when they disagree, which
     is a bug.
     """
-    small = compact(state)
-    onnx = {"dense": plain_model(dense), "model": plain_model(state), "compact": compact_model(small.state)}
-    plain = _loaded(model, state)
+    small = compact(state, shape)
+    onnx = {
+        "dense": plain_model(dense, shape),
+        "model": plain_model(state, shape),
+        "compact": compact_model(small.state, shape),
+    }
+    plain = _loaded(model, shape, state)
     differences = {
         "model.onnx": check(onnx["model"], plain, probes),
         "compact.onnx": check(onnx["compact"], plain, probes),
@@ -76,12 +84,12 @@ def exports(model: ModelSpec, dense: Mapping[str, Tensor], state: Mapping[str, T
             macs_effective=small.macs_effective,
             differences=differences,
         ),
-        _latency({"dense": onnx["dense"], "compact": onnx["compact"]}),
+        _latency({"dense": onnx["dense"], "compact": onnx["compact"]}, shape),
     )
 
 
-def _loaded(model: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
-    network = Cnn(model.channels, model.hidden)
+def _loaded(model: ModelSpec, shape: DataShape, state: Mapping[str, Tensor]) -> nn.Module:
+    network = Cnn(model.channels, model.hidden, shape.ends)
     network.load_state_dict(dict(state))
     return network.eval()
 
@@ -101,11 +109,11 @@ def refuse_disagreement(differences: Mapping[str, float], network: nn.Module, im
             raise RuntimeError(f"{name} computes another function: logits differ by {difference} of {largest}")
 
 
-def _latency(models: Mapping[str, bytes]) -> LatencyReport:
+def _latency(models: Mapping[str, bytes], shape: DataShape) -> LatencyReport:
     """On one thread: what a small network is served with, and what other load on the machine disturbs least."""
     measured = []
     for batch, runs in BATCHES.items():
-        for name, found in latencies(models, batch, threads=1, runs=runs, seconds=SECONDS).items():
+        for name, found in latencies(models, batch, shape, threads=1, runs=runs, seconds=SECONDS).items():
             measured.append(Latency(model=name, batch=batch, **found._asdict()))
     cpu = device.name_of(torch.device("cpu"))
     return LatencyReport(

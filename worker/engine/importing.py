@@ -12,7 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from app.contract.spec import ImportSpec, ModelSpec
+from app.contract.checkpoint import Network
+from app.contract.spec import ImportSpec
 from worker.engine import checkpoint, convert
 from worker.engine.convert import Limits
 from worker.engine.errors import DiskFull, EngineError, InvalidCheckpoint, OutOfMemory
@@ -33,8 +34,8 @@ def limits_for(size: int) -> Limits:
     return Limits(CPU_SECONDS, WALL_SECONDS, IMPORT_OVERHEAD + IMPORT_COPIES * size, size + (1 << 20))
 
 
-def read_upload(spec: ImportSpec, upload: Path, out: Path, observer: Observer) -> tuple[ModelSpec, dict[str, Tensor]]:
-    """The uploaded network's widths and state. Raises `InvalidCheckpoint`, or what `observer.check` raises.
+def read_upload(spec: ImportSpec, upload: Path, out: Path, observer: Observer) -> tuple[Network, dict[str, Tensor]]:
+    """The uploaded network's sizes and state. Raises `InvalidCheckpoint`, or what `observer.check` raises.
 
     `out` is where a converted file may be put.
     """

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from app.contract.network import KERNELS, POOLED
+from app.contract.network import KERNELS, MNIST_ENDS, POOLED, Ends
 from app.contract.spec import ModelSpec
 from worker.engine.seeding import seeded
 
-_CLASSES = 10
 EPSILON = 1e-5
 """What BatchNorm adds to a variance."""
 
-_SIDE_AFTER_POOLING = 28 >> sum(POOLED)
-
 
 class Cnn(nn.Module):
-    """Three convolutional layers and two linear ones, nothing between those two: [N, 1, 28, 28] → logits [N, 10]."""
+    """Three convolutional layers and two linear ones, nothing between those two: images [N, channels, height, width] →
+    logits [N, classes]."""
 
-    def __init__(self, channels: tuple[int, int, int], hidden: int) -> None:
+    def __init__(self, channels: tuple[int, int, int], hidden: int, ends: Ends = MNIST_ENDS) -> None:
         super().__init__()
         first, second, third = channels
-        self.layer1 = _convolutional(1, first, KERNELS[0], pooled=POOLED[0])
+        self.layer1 = _convolutional(ends.channels, first, KERNELS[0], pooled=POOLED[0])
         self.layer2 = _convolutional(first, second, KERNELS[1], pooled=POOLED[1])
         self.layer3 = _convolutional(second, third, KERNELS[2], pooled=POOLED[2])
-        self.fc1 = nn.Linear(third * _SIDE_AFTER_POOLING**2, hidden)
-        self.fc2 = nn.Linear(hidden, _CLASSES)
+        self.fc1 = nn.Linear(third * ends.features, hidden)
+        self.fc2 = nn.Linear(hidden, ends.classes)
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.layer3(self.layer2(self.layer1(images)))
@@ -40,7 +38,7 @@ def _convolutional(width_in: int, width: int, kernel: int, *, pooled: bool) -> n
     return nn.Sequential(convolution, nn.BatchNorm2d(width, eps=EPSILON), *pooling, nn.ReLU(inplace=True))
 
 
-def fresh(model: ModelSpec, seed: int) -> Cnn:
+def fresh(model: ModelSpec, seed: int, ends: Ends = MNIST_ENDS) -> Cnn:
     """A network with PyTorch's default initial weights, drawn from `seed`."""
     with seeded(seed):
-        return Cnn(model.channels, model.hidden)
+        return Cnn(model.channels, model.hidden, ends)

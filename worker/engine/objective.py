@@ -9,8 +9,8 @@ from app.contract.training import FineTuningSpec
 
 
 def objective(settings: FineTuningSpec, logits: Tensor, labels: Tensor, taught: Tensor | None) -> Tensor:
-    """Mean over the batch, for logits [N, 10] and labels [N]. With a distillation, which says what it is, it takes the
-    teacher's logits too, `taught` [N, 10]."""
+    """Mean over the batch, for logits [N, classes] and labels [N]. With a distillation, which says what it is, it takes
+    the teacher's logits too, `taught` [N, classes]."""
     of_labels = functional.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
     if settings.distillation is None:
         return of_labels

@@ -1,6 +1,7 @@
 """ONNX models written node by node: milliseconds, no tracing, and the same bytes for the same state.
 
-Input `images`, float32 [N, 1, 28, 28], N free; output `logits`, float32 [N, 10]. Weights bear their state-dict keys.
+Input `images`, float32 [N, channels, height, width], N free; output `logits`, float32
+[N, classes]. Weights bear their state-dict keys.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from app.contract.network import KERNELS, POOLED
+from app.contract.network import KERNELS, MNIST_SHAPE, POOLED, DataShape
 from worker.engine.compact import INPUTS
 from worker.engine.model import EPSILON
 
@@ -31,7 +32,6 @@ OPSET = 17
 IR_VERSION = 8
 """The first to have opset 17; runtimes refuse versions newer than themselves."""
 
-CLASSES = 10
 RUNS_A_ROUND = 10
 SECONDS_A_ROUND = 0.2
 """Of one model; the widest networks take longer for a single run."""
@@ -48,14 +48,14 @@ class Latency(NamedTuple):
     runs: int
 
 
-def plain_model(state: State) -> bytes:
+def plain_model(state: State, shape: DataShape = MNIST_SHAPE) -> bytes:
     """Of a `Cnn`'s state dict on the CPU, zeros in place: what pruning alone gives a runtime."""
-    return _model(_convolutions(normalized=True) + _linears(gathers=False), state)
+    return _model(_convolutions(normalized=True) + _linears(gathers=False), state, shape)
 
 
-def compact_model(state: State) -> bytes:
+def compact_model(state: State, shape: DataShape = MNIST_SHAPE) -> bytes:
     """Of a compact state dict: no BatchNorm, and a Gather where fc1 reads chosen inputs."""
-    return _model(_convolutions(normalized=False) + _linears(gathers=INPUTS in state), state)
+    return _model(_convolutions(normalized=False) + _linears(gathers=INPUTS in state), state, shape)
 
 
 def _convolutions(*, normalized: bool) -> list[onnx.NodeProto]:
@@ -89,13 +89,14 @@ def _node(kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> o
     return helper.make_node(kind, inputs, [output], name=output, **attributes)
 
 
-def _model(nodes: Sequence[onnx.NodeProto], state: State) -> bytes:
+def _model(nodes: Sequence[onnx.NodeProto], state: State, shape: DataShape) -> bytes:
+    image = [shape.channels, shape.height, shape.width]
     read = {name for node in nodes for name in node.input}
     graph = helper.make_graph(
         nodes,
         "cnn",
-        [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["N", 1, 28, 28])],
-        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N", CLASSES])],
+        [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["N", *image])],
+        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N", shape.classes])],
         [numpy_helper.from_array(tensor.numpy(), name) for name, tensor in state.items() if name in read],
     )
     opsets = [helper.make_opsetid("", OPSET)]
@@ -116,14 +117,21 @@ def check(model: bytes, network: nn.Module, images: Tensor, *, threads: int = 1)
 
 
 def latencies(
-    models: Mapping[str, bytes], batch: int, *, threads: int = 1, runs: int = 200, seconds: float = 5.0
+    models: Mapping[str, bytes],
+    batch: int,
+    shape: DataShape = MNIST_SHAPE,
+    *,
+    threads: int = 1,
+    runs: int = 200,
+    seconds: float = 5.0,
 ) -> dict[str, Latency]:
     """How long each model takes for `batch` images in ONNX Runtime on the CPU, on this machine as busy as it is.
 
     The models take turns, in an order that reverses from round to round, so that a change of the machine's load or
     clock meets all alike. It ends with the first round after `runs` runs of each or after `seconds` in all.
     """
-    images = np.random.default_rng(0).random((batch, 1, 28, 28), dtype=np.float32)
+    size = batch, shape.channels, shape.height, shape.width
+    images = np.random.default_rng(0).random(size, dtype=np.float32)
     sessions = [(name, _session(model, threads)) for name, model in models.items()]
     for _, session in sessions:
         _times(session, images)  # warms up

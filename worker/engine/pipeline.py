@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from app.contract.datasets import DatasetName
-from app.contract.network import parameter_shapes
+from app.contract.network import Ends
 from app.contract.reference import CheckpointRef
 from app.contract.report import Receipt, Report, Resume, Sensitivity
 from app.contract.result import CompareResult, ImportResult, NetworkResult
@@ -114,9 +114,9 @@ class _Stage:
 def _train(spec: TrainSpec, stage: _Stage) -> NetworkResult:
     dataset = _load_data(spec.dataset.name, stage)
     if spec.initial is None:
-        begun = _Network(spec.model, fresh(spec.model, spec.training.seed), {})
+        begun = _Network(spec.model, fresh(spec.model, spec.training.seed, dataset.shape.ends), {})
     else:
-        begun = _read_network(spec.initial, stage.inputs, spec.model)
+        begun = _read_network(spec.initial, stage.inputs, dataset.shape.ends, spec.model)
     return _carry_out(spec, begun, dataset, stage)
 
 
@@ -124,7 +124,7 @@ def _prune(spec: PruneSpec, stage: _Stage) -> NetworkResult:
     if spec.dataset is None:
         raise ValueError("the prune spec is not resolved: its dataset is still to be taken from the source")
     dataset = _load_data(spec.dataset.name, stage)
-    begun = _read_network(spec.source, stage.inputs)
+    begun = _read_network(spec.source, stage.inputs, dataset.shape.ends)
     # What an earlier pruning left at zero stays there. The dense network of a job has lost nothing yet.
     pruned = spec.source.artifact == "model.safetensors"
     mask = Mask.of_nonzero(dict(begun.network.named_parameters())) if pruned else None
@@ -145,11 +145,12 @@ def _carry_out(
 ) -> NetworkResult:
     """Train, prune and measure as the spec wants, then publish."""
     assert spec.dataset is not None
-    model, teachers = begun.model, _teachers(spec, stage)
-    stages = plan(spec, parameter_shapes(model.channels, model.hidden), mask)
+    model, shape = begun.model, dataset.shape
+    teachers = _teachers(spec, shape.ends, stage)
+    stages = plan(spec, model.shapes(shape.ends), mask)
     copied = dataset.train_images.numel() if spec.dataset.validation_images else 0
     widths = [each.model for each in teachers.values()]
-    refuse_what_does_not_fit(model, stages, stage.device, stage.out, copied, widths)
+    refuse_what_does_not_fit(model, stages, stage.device, stage.out, shape, copied, widths)
     resumed = stage.recovery.latest(dataset.sha256)
     resumes = stage.recovery.resumes(resumed)
     if resumed is not None:
@@ -169,10 +170,10 @@ def _carry_out(
     return _publish(spec, model, candidate, progress, read, resumes, stage)
 
 
-def _teachers(spec: TrainSpec | PruneSpec, stage: _Stage) -> Mapping[CheckpointRef, _Network]:
+def _teachers(spec: TrainSpec | PruneSpec, ends: Ends, stage: _Stage) -> Mapping[CheckpointRef, _Network]:
     """Of all courses; they look at images and are not trained."""
     refs = dict.fromkeys(each.teacher for each in taught(spec))
-    teachers = {ref: _read_network(ref, stage.inputs) for ref in refs}
+    teachers = {ref: _read_network(ref, stage.inputs, ends) for ref in refs}
     for each in teachers.values():
         each.network.eval().requires_grad_(False)
     return teachers
@@ -193,6 +194,7 @@ def _publish(
     last = next(point for point in (AFTER, PRUNED, BEFORE) if point in accuracies)
     outcome = Outcome(
         model=model,
+        shape=candidate.dataset.shape,
         before=progress.dense or after,
         after=after,
         mask=progress.mask,
@@ -240,12 +242,15 @@ def _compare(spec: CompareSpec, stage: _Stage) -> CompareResult:
 def _import(spec: ImportSpec, upload: Path, stage: _Stage) -> ImportResult:
     stage.observer.enter(Phase.IMPORTING)
     refuse_import_that_does_not_fit(spec.size, stage.out)
-    model, state = read_upload(spec, upload, stage.out, stage.observer)
+    (model, ends), state = read_upload(spec, upload, stage.out, stage.observer)
     result = ImportResult(
         kind="import",
         channels=model.channels,
         hidden=model.hidden,
-        parameters=model.parameters,
+        image_channels=ends.channels,
+        features=ends.features,
+        classes=ends.classes,
+        parameters=model.parameters(ends),
         nonzero=sum(int(tensor.count_nonzero()) for tensor in parameters_of(state).values()),
         format=spec.format,
         size=spec.size,
@@ -265,13 +270,13 @@ def _load_data(name: DatasetName, stage: _Stage) -> Dataset:
     return stage.datasets.load(name)
 
 
-def _read_network(ref: CheckpointRef, inputs: Inputs, model: ModelSpec | None = None) -> _Network:
-    """The network of a checkpoint, of the widths `model`; None takes the checkpoint's own."""
+def _read_network(ref: CheckpointRef, inputs: Inputs, ends: Ends, model: ModelSpec | None = None) -> _Network:
+    """The network of a checkpoint, with those ends and of the widths `model`; None takes the checkpoint's own."""
     path = inputs[ref.job_id] / ref.artifact
     if not path.is_file():
         raise InvalidCheckpoint(f"{ref.artifact} of {ref.job_id} is missing: run that job again")
-    found, state = checkpoint.load(path, model)
-    network = Cnn(found.channels, found.hidden)
+    (found, _), state = checkpoint.load(path, model, ends)
+    network = Cnn(found.channels, found.hidden, ends)
     network.load_state_dict(state)
     return _Network(found, network, {f"{ref.job_id}/{ref.artifact}": file_sha256(path)})
 

@@ -15,7 +15,7 @@ IMAGES = 10_000
 @torch.no_grad()
 def recalibrate(network: nn.Module, images: Tensor, check: Callable[[], None]) -> None:
     """Set every BatchNorm's running mean and variance to the plain mean of its batch statistics on images
-    [N, 1, 28, 28], at most 10,000 of them, evenly spaced. After pruning, the old ones are of another network.
+    [N, C, H, W], at most 10,000 of them, evenly spaced. After pruning, the old ones are of another network.
 
     `check` is called ahead of each batch.
     """

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-from app.contract.network import layer_positions
+from app.contract.network import MNIST_SHAPE, DataShape, layer_positions
 from app.contract.pruning import Pruning, place_of
 from app.contract.pruning import eligible as is_eligible
 from app.contract.report import FileSize, LayerReport, SizeReport, TensorReport, TotalReport
@@ -60,16 +60,17 @@ def _tensor_report(
     )
 
 
-def layer_reports(tensors: Iterable[TensorReport]) -> tuple[LayerReport, ...]:
+def layer_reports(tensors: Iterable[TensorReport], shape: DataShape = MNIST_SHAPE) -> tuple[LayerReport, ...]:
+    """`shape` is that of the data set."""
     by_layer: dict[str, list[TensorReport]] = {}
     for tensor in tensors:
         by_layer.setdefault(tensor.layer, []).append(tensor)
-    return tuple(_layer_report(name, members) for name, members in by_layer.items())
+    positions = layer_positions(shape)
+    return tuple(_layer_report(name, members, positions.get(name, 0)) for name, members in by_layer.items())
 
 
-def _layer_report(name: str, tensors: Sequence[TensorReport]) -> LayerReport:
+def _layer_report(name: str, tensors: Sequence[TensorReport], positions: int) -> LayerReport:
     total, left = sum(tensor.total for tensor in tensors), sum(tensor.nonzero_after for tensor in tensors)
-    positions = layer_positions().get(name, 0)
     weights = [tensor for tensor in tensors if tensor.kind == "weight"]
     return LayerReport(
         name=name,

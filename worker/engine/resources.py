@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from app.contract.network import POOLED
+from app.contract.network import MNIST_SHAPE, POOLED, DataShape
 from app.contract.spec import ModelSpec
 from worker.engine import evaluate
 from worker.engine.errors import DiskFull, OutOfMemory
@@ -51,16 +51,17 @@ def refuse_what_does_not_fit(
     stages: Sequence[Stage],
     device: torch.device,
     out: Path,
+    shape: DataShape = MNIST_SHAPE,
     copied: int = 0,
     teachers: Sequence[ModelSpec] = (),
 ) -> None:
-    """`copied` are numbers that are copied out of the data set. Raises OutOfMemory or DiskFull, with what is needed and
-    what is free."""
+    """`shape` is that of the data set, `copied` are numbers that are copied out of it. Raises OutOfMemory or DiskFull,
+    with what is needed and what is free."""
     or_teacher = ", a smaller teacher" if teachers else ""
     hint = f"take a smaller batch_size{or_teacher} or smaller widths, or submit again when less is running there"
-    _refuse_memory(memory_needed(model, stages, teachers) + FLOAT * copied, device, hint)
+    _refuse_memory(memory_needed(model, stages, teachers, shape) + FLOAT * copied, device, hint)
     states = PUBLISHED + (CHECKPOINTS * (3 + _kept(stages)) if any(isinstance(each, Course) for each in stages) else 0)
-    _refuse_disk(states * FLOAT * model.parameters, out)
+    _refuse_disk(states * FLOAT * model.parameters(shape.ends), out)
 
 
 def refuse_import_that_does_not_fit(size: int, out: Path) -> None:
@@ -97,26 +98,28 @@ def _kept(stages: Sequence[Stage]) -> int:
     )
 
 
-def memory_needed(model: ModelSpec, stages: Sequence[Stage], teachers: Sequence[ModelSpec] = ()) -> int:
+def memory_needed(
+    model: ModelSpec, stages: Sequence[Stage], teachers: Sequence[ModelSpec] = (), shape: DataShape = MNIST_SHAPE
+) -> int:
     """Bytes, roughly. In training, every activation of a batch is kept for the backward pass, one layer's gradients
     beside; in evaluation, with which every run ends, one layer's input and output. A teacher is its weights, and looks
     at a batch before anything is kept of it."""
     batch_size = max((each.settings.batch_size for each in stages if isinstance(each, Course)), default=0)
-    activations, largest = _activations(model)
+    activations, largest = _activations(model, shape)
     training = batch_size * (activations + largest + model.hidden)
     copies = COPIES + 2 * _kept(stages)  # in memory, and on the way to a checkpoint
-    looking = [batch_size * _activations(each)[1] for each in teachers]
-    weights = copies * model.parameters + sum(each.parameters for each in teachers)
+    looking = [batch_size * _activations(each, shape)[1] for each in teachers]
+    weights = copies * model.parameters(shape.ends) + sum(each.parameters(shape.ends) for each in teachers)
     return OVERHEAD + FLOAT * (weights + max(training, evaluate.BATCH * largest, *looking))
 
 
-def _activations(model: ModelSpec) -> tuple[int, int]:
+def _activations(model: ModelSpec, shape: DataShape) -> tuple[int, int]:
     """Numbers that an image becomes in all layers of convolution together, and in and out of the largest one."""
-    side, activations, largest = 28, 0, 0
+    height, width, activations, largest = shape.height, shape.width, 0, 0
     for channels, pooled in zip(model.channels, POOLED, strict=True):
-        plane = channels * side * side
-        side = side // 2 if pooled else side
-        layer = 3 * plane + channels * side * side  # convolution, normalization, rectifier, and what goes on
+        plane = channels * height * width
+        height, width = (height // 2, width // 2) if pooled else (height, width)
+        layer = 3 * plane + channels * height * width  # convolution, normalization, rectifier, and what goes on
         activations, largest = activations + layer, max(largest, 2 * plane)
     return activations, largest
 

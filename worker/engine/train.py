@@ -30,7 +30,7 @@ _NOWHERE = Origin()
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Images [N, 1, 28, 28] and labels [N] on the network's device; of the validation images perhaps none."""
+    """Images [N, C, H, W] and labels [N] on the network's device; of the validation images perhaps none."""
 
     images: Tensor
     labels: Tensor

@@ -95,14 +95,21 @@ def submit(
 
 
 def _validated(resolved: jobs.Resolved) -> JSONResponse:
-    spec, network, teachers = resolved
-    estimate = Estimate(
-        parameters=network and network.parameters,
-        macs_per_image=network and network.macs,
-        training_macs=None if network is None or isinstance(spec, CompareSpec) else all_macs(spec, network, teachers),
-        checkpoint_bytes=network and 4 * network.parameters,
+    validation = Validation(spec=resolved.spec, estimate=_estimate(resolved))
+    return JSONResponse(validation.model_dump(mode="json"))
+
+
+def _estimate(resolved: jobs.Resolved) -> Estimate:
+    spec, sizes = resolved
+    if isinstance(spec, CompareSpec) or sizes is None:
+        return Estimate(parameters=None, macs_per_image=None, training_macs=None, checkpoint_bytes=None)
+    parameters = sizes.model.parameters(sizes.facts.ends)
+    return Estimate(
+        parameters=parameters,
+        macs_per_image=sizes.model.macs(sizes.facts.shape),
+        training_macs=all_macs(spec, *sizes),
+        checkpoint_bytes=4 * parameters,
     )
-    return JSONResponse(Validation(spec=spec, estimate=estimate).model_dump(mode="json"))
 
 
 @router.get("", operation_id="list_jobs", responses=problems(400, 422) | PAGE)
