@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 from pydantic import JsonValue
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.contract.artifacts import ARTIFACTS
+from app.contract.artifacts import ARTIFACTS, DATASET
 from app.contract.failure import Failure, FailureCode
 from app.contract.report import EpochMetrics
-from app.contract.result import CompareResult, ImportResult, NetworkResult
-from app.contract.spec import CompareSpec, ImportSpec, PruneSpec, StoredSpec, TrainSpec, checkpoints, parse_stored
+from app.contract.result import Result
+from app.contract.spec import CompareSpec, PruneSpec, StoredSpec, TrainSpec, UploadSpec, checkpoints, parse_stored
 from app.contract.status import Phase, Status
 from app.db import attempts, jobs, turns
 from app.db.attempts import Checkpoint, Claim, NewArtifact
@@ -156,7 +156,7 @@ class _Attempt:
             message = f"An unexpected {type(error).__name__} in the worker; its log has the rest under this job's id."
             return self._fail(FailureCode.INTERNAL_ERROR, message)
 
-    def _work(self) -> tuple[NetworkResult | CompareResult | ImportResult, list[NewArtifact]]:
+    def _work(self) -> tuple[Result, list[NewArtifact]]:
         claim, store = self._claim, self._runtime.store
         # Read again and validated again: this process trusts the row no more than the API trusted the client.
         spec = parse_stored(claim.spec)
@@ -195,7 +195,7 @@ class _Attempt:
 
     def _upload(self, spec: StoredSpec) -> Path | None:
         """The file that an import is about, as it arrived. Raises InvalidInput."""
-        if not isinstance(spec, ImportSpec):
+        if not isinstance(spec, UploadSpec):
             return None
         path = self._runtime.store.upload(self._claim.job_id)
         if not is_intact(path, size=spec.size, sha256=spec.sha256):
@@ -264,8 +264,12 @@ def _needs(spec: StoredSpec) -> Mapping[str, Sequence[str]]:
     if isinstance(spec, CompareSpec):
         return dict.fromkeys(spec.jobs, COMPARED_FILES)
     needs: dict[str, list[str]] = {}
-    for ref in () if isinstance(spec, ImportSpec) else checkpoints(spec):
+    if isinstance(spec, UploadSpec):
+        return needs
+    for ref in checkpoints(spec):
         needs.setdefault(ref.job_id, []).append(ref.artifact)
+    if spec.dataset is not None and spec.dataset.id is not None:
+        needs[spec.dataset.id] = [DATASET]
     return needs
 
 

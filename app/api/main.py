@@ -13,7 +13,7 @@ import app.api.errors as problems
 from app.api import openapi
 from app.api.deps import Parts, only_known_parameters
 from app.api.middleware import BodyLimit, Bounds, RequestContext
-from app.api.routes import artifacts, catalogue, checkpoints, compare, health, jobs, quotas, webhooks
+from app.api.routes import artifacts, catalogue, checkpoints, compare, datasets, health, jobs, quotas, webhooks
 from app.core.settings import Settings
 from app.core.version import VERSION
 from app.db.changes import Changes
@@ -68,14 +68,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.changes = changes
     app.state.routes = []
-    for module in (jobs, compare, checkpoints, artifacts, webhooks, quotas, catalogue, health):
+    for module in (jobs, compare, checkpoints, datasets, artifacts, webhooks, quotas, catalogue, health):
         app.include_router(module.router, dependencies=[Depends(only_known_parameters)])
         app.state.routes += module.router.routes
     problems.install(app)
     openapi.install(app)
     usual = Bounds(settings.max_body_bytes, settings.body_seconds, settings.body_seconds)
     uploads = Bounds(settings.max_checkpoint_bytes, settings.upload_seconds, settings.body_seconds)
-    app.add_middleware(BodyLimit, usual=usual, of_paths={checkpoints.PATH: uploads})
+    of_paths = {checkpoints.PATH: uploads, datasets.PATH: uploads._replace(max_bytes=settings.max_dataset_bytes)}
+    app.add_middleware(BodyLimit, usual=usual, of_paths=of_paths)
     app.add_middleware(RequestContext)
     return app
 

@@ -65,6 +65,23 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 CHECKPOINT_BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/octet-stream": _BINARY}},
 }
+_FILES = ("file", "train_images", "train_labels", "test_images", "test_labels")
+DATASET_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": _BINARY,
+            "application/zip": _BINARY,
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": dict.fromkeys(_FILES, _BINARY["schema"]),
+                    "additionalProperties": False,
+                }
+            },
+        },
+    },
+}
 
 _HEADERS = {
     "ETag": "Names this state of what was asked for; send it back as `If-None-Match`, `If-Match` or `If-Range`.",

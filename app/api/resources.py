@@ -9,6 +9,8 @@ from urllib.parse import quote
 
 from app.api.schemas import (
     Artifact,
+    Dataset,
+    DatasetLinks,
     Delivery,
     Event,
     Job,
@@ -21,7 +23,7 @@ from app.api.schemas import (
     WebhookWithSecret,
 )
 from app.contract.failure import Failure
-from app.contract.result import RESULT
+from app.contract.result import RESULT, DatasetResult
 from app.contract.spec import parse_stored
 from app.contract.status import Status
 from app.core.limits import UNLIMITED
@@ -80,6 +82,34 @@ def quotas(tenant: str, found: Found) -> Quotas:
 
 def _quota(limit: int, in_use: int | None) -> Quota:
     return Quota(limit=None if limit == UNLIMITED else limit, in_use=in_use)
+
+
+def dataset_url(dataset_id: str) -> str:
+    return f"/v1/datasets/{dataset_id}"
+
+
+def dataset(row: JobRow) -> Dataset:
+    result = RESULT.validate_python(row.result) if row.result else None
+    found = result if isinstance(result, DatasetResult) else None
+    status, job = Status(row.status), job_url(row.id)
+    return Dataset(
+        id=row.id,
+        name=row.display_name,
+        labels=row.labels,
+        status="checking" if not status.is_terminal else "ready" if found else "rejected",
+        job_id=row.id,
+        error=Failure.model_validate(row.error) if row.error else None,
+        format=found and found.format,
+        shape=found and found.facts.shape,
+        class_names=found and found.class_names,
+        train_images=found and found.facts.train_images,
+        test_images=found and found.facts.test_images,
+        sha256=found and found.dataset_sha256,
+        size=row.spec["size"],
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        links=DatasetLinks(self=dataset_url(row.id), job=job, events=f"{job}/events"),
+    )
 
 
 def etag(revision: int, position: int | None = None) -> str:

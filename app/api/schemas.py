@@ -7,9 +7,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from app.contract.datasets import DatasetInfo
+from app.contract.datasets import DatasetFormat
 from app.contract.explain import FieldError
 from app.contract.failure import Failure
+from app.contract.network import DataShape
 from app.contract.result import Result
 from app.contract.spec import Spec, StoredSpec
 from app.contract.status import Status
@@ -167,7 +168,7 @@ class LineageEdge(Resource):
 
     from_: str = Field(alias="from")
     to: str
-    relation: str = Field(description="source, initial, teacher, compared or rerun; an open set of words.")
+    relation: str = Field(description="source, initial, teacher, dataset, compared or rerun; an open set of words.")
     artifact: str | None
     sha256: str | None = Field(description="Of the artifact; null before it is published, and after its deletion.")
 
@@ -271,6 +272,28 @@ class Readiness(Resource):
     broker: bool
 
 
-class Datasets(Resource):
-    items: list[DatasetInfo]
-    next_cursor: str | None = None
+class DatasetLinks(Resource):
+    self: str
+    job: str
+    events: str
+
+
+class Dataset(Resource):
+    """A data set that was uploaded. It stays until it is deleted; one that was rejected goes as jobs do."""
+
+    id: str = Field(description="Also of the job that checks it.")
+    name: str | None
+    labels: dict[str, str]
+    status: Literal["checking", "ready", "rejected"]
+    job_id: str
+    error: Failure | None = Field(description="Why it was rejected; null else, and when the check was cancelled.")
+    format: DatasetFormat | None = Field(description="As found by the worker; null, as is what follows, until `ready`.")
+    shape: DataShape | None
+    class_names: tuple[str, ...] | None = Field(description="In the order of the labels, of class folders.")
+    train_images: int | None
+    test_images: int | None
+    sha256: str | None = Field(description="Of the content: of equal data sets the same, however they were sent.")
+    size: int = Field(description="Bytes that were uploaded.")
+    created_at: datetime
+    expires_at: datetime | None
+    links: DatasetLinks

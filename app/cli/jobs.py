@@ -92,7 +92,9 @@ def status(job: JobId, as_json: AsJson = False, state_dir: StateDir = STATE_DIR)
 
 def list_jobs(
     status: Annotated[list[str] | None, typer.Option(help="Only these; repeatable.")] = None,
-    kind: Annotated[list[str] | None, typer.Option(help="train, prune, compare or import; repeatable.")] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="train, prune, compare, import or dataset; repeatable.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20,
     as_json: AsJson = False,
     state_dir: StateDir = STATE_DIR,

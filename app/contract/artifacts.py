@@ -16,6 +16,7 @@ Role: TypeAlias = Literal[
     "sensitivity",
     "metrics",
     "comparison",
+    "dataset",
     "manifest",
 ]
 
@@ -27,6 +28,9 @@ class ArtifactKind(NamedTuple):
 
 _JSON, _PNG, _SAFETENSORS = "application/json", "image/png", "application/vnd.safetensors"
 _ONNX = "application/onnx"
+
+DATASET = "dataset.safetensors"
+"""All arrays of an uploaded data set, as later jobs read them."""
 
 ARTIFACTS: dict[str, ArtifactKind] = {
     "model.safetensors": ArtifactKind("checkpoint", _SAFETENSORS),
@@ -45,5 +49,6 @@ ARTIFACTS: dict[str, ArtifactKind] = {
     "metrics.jsonl": ArtifactKind("metrics", "application/jsonl"),
     "comparison.json": ArtifactKind("comparison", _JSON),
     "comparison.png": ArtifactKind("comparison", _PNG),
+    DATASET: ArtifactKind("dataset", _SAFETENSORS),
     "manifest.json": ArtifactKind("manifest", _JSON),
 }

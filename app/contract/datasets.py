@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal, TypeAlias
 
 from app.contract.network import DataShape
+
+MAX_VALUES = 1 << 28
+"""Pixels times channels of all images of an uploaded data set; a GB, as float32. CIFAR-10 has 184 million."""
+
+MAX_IMAGES = 1_000_000
+
+DatasetFormat: TypeAlias = Literal["idx", "npz", "images"]
+IdxPart: TypeAlias = Literal["train_images", "train_labels", "test_images", "test_labels"]
+DatasetPart: TypeAlias = Literal["file", IdxPart]
+"""The files of an upload: four, or one that holds all."""
 
 
 class DatasetName(StrEnum):

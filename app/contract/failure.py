@@ -16,6 +16,7 @@ class FailureCode(StrEnum):
     NON_FINITE_LOSS = "non_finite_loss"
     DATASET_UNAVAILABLE = "dataset_unavailable"
     DEVICE_UNAVAILABLE = "device_unavailable"
+    INVALID_DATASET = "invalid_dataset"
     INVALID_CHECKPOINT = "invalid_checkpoint"
     PRUNING_IMPOSSIBLE = "pruning_impossible"
     ARTIFACT_CORRUPT = "artifact_corrupt"

@@ -270,7 +270,8 @@ class Receipt(_Document):
     dataset: str | None
     dataset_sha256: str | None
     inputs: dict[str, str] = Field(
-        description="sha256 of each checkpoint or report read, by job_id/artifact; of an uploaded file, by `upload`."
+        description="sha256 of each checkpoint, report or data set read, by job_id/artifact; of an uploaded file, by "
+        "`upload`."
     )
     versions: dict[str, str]
     device: str

@@ -6,6 +6,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from app.contract.datasets import DatasetFacts, DatasetFormat
+from app.contract.network import Ends
 from app.contract.spec import UploadFormat
 
 
@@ -13,7 +15,17 @@ class _Result(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class NetworkResult(_Result):
+class _OfNetwork(_Result):
+    image_channels: int = 1
+    features: int = Field(49, description="Of each channel of the last convolution that the hidden layer reads.")
+    classes: int = 10
+
+    @property
+    def ends(self) -> Ends:
+        return Ends(self.image_channels, self.features, self.classes)
+
+
+class NetworkResult(_OfNetwork):
     """Of a train or prune job. "Before" is when the pruning began, "after" is the network that is published,
     fine-tuned or not; they are equal when nothing was pruned."""
 
@@ -38,15 +50,12 @@ class CompareResult(_Result):
     jobs: tuple[str, ...]
 
 
-class ImportResult(_Result):
+class ImportResult(_OfNetwork):
     """Of the network that was uploaded, as later jobs find it."""
 
     kind: Literal["import"]
     channels: tuple[int, int, int]
     hidden: int
-    image_channels: int = 1
-    features: int = Field(49, description="Of each channel of the last convolution that the hidden layer reads.")
-    classes: int = 10
     parameters: int
     nonzero: int
     format: UploadFormat
@@ -54,5 +63,17 @@ class ImportResult(_Result):
     sha256: str = Field(description="Of the upload; model.safetensors has its own.")
 
 
-Result: TypeAlias = Annotated[NetworkResult | CompareResult | ImportResult, Field(discriminator="kind")]
-RESULT: TypeAdapter[NetworkResult | CompareResult | ImportResult] = TypeAdapter(Result)
+class DatasetResult(_Result):
+    """Of the data set that was uploaded, as later jobs find it."""
+
+    kind: Literal["dataset"]
+    format: DatasetFormat
+    facts: DatasetFacts
+    class_names: tuple[str, ...] | None = Field(description="In the order of the labels; null where there are none.")
+    dataset_sha256: str = Field(description="Of the content: of equal data sets the same, however they were sent.")
+    size: int = Field(description="Bytes of the upload.")
+    sha256: str = Field(description="Of the upload.")
+
+
+Result: TypeAlias = Annotated[NetworkResult | CompareResult | ImportResult | DatasetResult, Field(discriminator="kind")]
+RESULT: TypeAdapter[NetworkResult | CompareResult | ImportResult | DatasetResult] = TypeAdapter(Result)

@@ -12,7 +12,7 @@ from pydantic import Field, JsonValue, StringConstraints, TypeAdapter, model_val
 from pydantic_core import PydanticCustomError
 
 from app.contract.closed import NO_REPEATS, UNIQUE, Closed, refusal
-from app.contract.datasets import DATASETS, DatasetFacts, DatasetName
+from app.contract.datasets import DATASETS, MAX_IMAGES, DatasetFacts, DatasetName, DatasetPart
 from app.contract.network import (
     MNIST_ENDS,
     MNIST_SHAPE,
@@ -63,29 +63,47 @@ Channels = Annotated[int, Field(ge=1, le=512)]
 
 
 class DatasetSpec(Closed):
-    name: Annotated[DatasetName, Field(strict=False)]
+    """A data set that the service has, by `name`, or one that was uploaded, by `id`: one of the two."""
+
+    name: Annotated[DatasetName | None, Field(strict=False)] = None
+    id: Annotated[JobId | None, Field(description="Of `POST /v1/datasets`; it must be ready.")] = None
     validation_images: Annotated[
         int,
         Field(
             ge=0,
-            lt=60_000,
+            lt=MAX_IMAGES,
             description="So many training images are not trained on but measured after each epoch; always the same "
             "ones of a data set, whatever the seed.",
         ),
     ] = 0
 
     @property
-    def facts(self) -> DatasetFacts:
-        return DATASETS[self.name]
+    def facts(self) -> DatasetFacts | None:
+        """None of an uploaded one: its receipt has them."""
+        return None if self.name is None else DATASETS[self.name]
+
+    @property
+    def called(self) -> str:
+        return str(self.name or self.id)
 
     @model_validator(mode="after")
-    def _leaves_something_to_train_on(self) -> DatasetSpec:
-        if self.validation_images >= self.facts.train_images:
-            raise ValueError(
-                f"validation_images is {self.validation_images}, and {self.name} has "
-                f"{self.facts.train_images} training images: take fewer"
-            )
+    def _is_one(self) -> DatasetSpec:
+        if self.name is None and self.id is None:
+            raise refusal("/name", "missing", f"name one of {', '.join(DATASETS)}, or give the id of an uploaded one")
+        if self.name is not None and self.id is not None:
+            raise refusal("/id", "misfit", "a name and an id are two data sets: leave one of them out")
+        if self.facts is not None and (reason := _nothing_to_train_on(self, self.facts)):
+            raise ValueError(reason)
         return self
+
+
+def _nothing_to_train_on(dataset: DatasetSpec, facts: DatasetFacts) -> str | None:
+    if dataset.validation_images < facts.train_images:
+        return None
+    return (
+        f"validation_images is {dataset.validation_images}, and {dataset.called} has {facts.train_images} training "
+        "images: take fewer"
+    )
 
 
 class ModelSpec(Closed):
@@ -184,7 +202,7 @@ class TrainSpec(JobSpec):
     @model_validator(mode="after")
     def _fits_together(self) -> TrainSpec:
         _refuse_too_many_epochs(self)
-        if self.widths_are_known:
+        if self.widths_are_known and self.dataset.facts is not None:
             refuse_misfit(self, self.model, self.dataset.facts)
         _refuse_unselectable(self.training, self.dataset, "training")
         _refuse_unselectable(self.fine_tuning, self.dataset, "fine_tuning")
@@ -298,6 +316,8 @@ def refuse_misfit(
 ) -> None:
     """What a spec asks of a network of these widths on the data set that these are the facts of, and of its teachers,
     as far as they are known. Raises PydanticCustomError with a `pointer` in its context."""
+    if spec.dataset is not None and (reason := _nothing_to_train_on(spec.dataset, facts)):
+        raise _misfit("/dataset/validation_images", reason)
     if spec.pruning is not None and (reason := misfit(spec.pruning, model.shapes(facts.ends))):
         raise _misfit("/pruning", reason)
     _refuse_too_much_work(
@@ -419,24 +439,48 @@ class ImportLimits(Limits):
 UploadFormat: TypeAlias = Literal["safetensors", "torch"]
 
 
-class ImportSpec(JobSpec):
-    """Check a network that was trained elsewhere, so that later jobs can build on it. Made by `POST /v1/checkpoints`
-    with the file as its body, not submitted."""
+class UploadSpec(JobSpec):
+    """What is known of a file that was uploaded, when nobody has looked into it."""
 
-    kind: Literal["import"]
-    format: Annotated[UploadFormat, Field(description="As found in the file: safetensors, or a zip of torch.save.")]
     size: Annotated[int, Field(ge=1, description="Bytes that were uploaded.")]
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
     limits: ImportLimits = ImportLimits()
 
 
-Kind = Literal["train", "prune", "compare", "import"]
+class ImportSpec(UploadSpec):
+    """Check a network that was trained elsewhere, so that later jobs can build on it. Made by `POST /v1/checkpoints`
+    with the file as its body, not submitted."""
+
+    kind: Literal["import"]
+    format: Annotated[UploadFormat, Field(description="As found in the file: safetensors, or a zip of torch.save.")]
+
+
+class UploadedFile(Closed):
+    """A part of what was uploaded."""
+
+    name: DatasetPart
+    size: Annotated[int, Field(ge=1, description="Bytes.")]
+
+
+class DatasetImportSpec(UploadSpec):
+    """Check a data set, so that later jobs can train on it. Made by `POST /v1/datasets`, not submitted."""
+
+    kind: Literal["dataset"]
+    files: Annotated[
+        tuple[UploadedFile, ...],
+        Field(min_length=1, max_length=4, description="As they lie in the upload, one after the other."),
+    ]
+
+
+Kind = Literal["train", "prune", "compare", "import", "dataset"]
 Spec: TypeAlias = Annotated[TrainSpec | PruneSpec | CompareSpec, Field(discriminator="kind")]
 """What a client submits as JSON."""
 SPEC: TypeAdapter[TrainSpec | PruneSpec | CompareSpec] = TypeAdapter(Spec)
-StoredSpec: TypeAlias = Annotated[TrainSpec | PruneSpec | CompareSpec | ImportSpec, Field(discriminator="kind")]
+StoredSpec: TypeAlias = Annotated[
+    TrainSpec | PruneSpec | CompareSpec | ImportSpec | DatasetImportSpec, Field(discriminator="kind")
+]
 """What a job may have: also what comes of an upload."""
-STORED_SPEC: TypeAdapter[TrainSpec | PruneSpec | CompareSpec | ImportSpec] = TypeAdapter(StoredSpec)
+STORED_SPEC: TypeAdapter[TrainSpec | PruneSpec | CompareSpec | ImportSpec | DatasetImportSpec] = TypeAdapter(StoredSpec)
 
 
 def parse_spec(document: bytes | str | Mapping[str, Any]) -> TrainSpec | PruneSpec | CompareSpec:
@@ -446,6 +490,8 @@ def parse_spec(document: bytes | str | Mapping[str, Any]) -> TrainSpec | PruneSp
     return SPEC.validate_json(document)
 
 
-def parse_stored(document: Mapping[str, Any]) -> TrainSpec | PruneSpec | CompareSpec | ImportSpec:
+def parse_stored(
+    document: Mapping[str, Any],
+) -> TrainSpec | PruneSpec | CompareSpec | ImportSpec | DatasetImportSpec:
     """Validate a job's spec as the database has it. Raises `pydantic.ValidationError`."""
     return STORED_SPEC.validate_json(json.dumps(document))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from app.contract.spec import CompareSpec, ImportSpec, PruneSpec, TrainSpec, taught
+from app.contract.artifacts import DATASET
+from app.contract.spec import CompareSpec, PruneSpec, StoredSpec, UploadSpec, taught
 
 
 class Use(NamedTuple):
     """A job whose files a run reads, and what for."""
 
     job_id: str
-    relation: Literal["source", "initial", "teacher", "compared"]
+    relation: Literal["source", "initial", "teacher", "dataset", "compared"]
     artifact: str
 
 
-def uses(spec: TrainSpec | PruneSpec | CompareSpec | ImportSpec) -> tuple[Use, ...]:
+def uses(spec: StoredSpec) -> tuple[Use, ...]:
     """All that a run reads of other jobs, each once."""
-    if isinstance(spec, ImportSpec):
+    if isinstance(spec, UploadSpec):
         return ()
     if isinstance(spec, CompareSpec):
         return tuple(Use(job_id, "compared", "report.json") for job_id in spec.jobs)
@@ -26,4 +27,6 @@ def uses(spec: TrainSpec | PruneSpec | CompareSpec | ImportSpec) -> tuple[Use, .
         found.insert(0, Use(spec.source.job_id, "source", spec.source.artifact))
     elif spec.initial is not None:
         found.insert(0, Use(spec.initial.job_id, "initial", spec.initial.artifact))
+    if spec.dataset is not None and spec.dataset.id is not None:
+        found.append(Use(spec.dataset.id, "dataset", DATASET))
     return tuple(dict.fromkeys(found))

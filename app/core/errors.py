@@ -4,12 +4,12 @@ SecateurError
 ├── Malformed 400: InvalidCursor · Unauthenticated 401 · Forbidden 403 · RequestTimeout 408: BodyStalled
 ├── PayloadTooLarge 413 · TooDeep 413
 ├── UnsupportedMediaType 415 · RangeBeyondEnd 416
-├── NotFound 404: JobNotFound, ArtifactNotFound, WebhookNotFound, DeliveryNotFound
+├── NotFound 404: JobNotFound, ArtifactNotFound, DatasetNotFound, WebhookNotFound, DeliveryNotFound
 ├── Conflict 409: JobNotCancellable, JobNotRetryable, UploadNotKept, SourceNotFinished, SourceHasNoResult,
 │   JobNotDone, JobInUse, JobHasNoReport, TooManyWebhooks, WebhookDisabled
 ├── JobGone 410 · JobChanged 412
 ├── InvalidSpec 422 (with one entry a field), InvalidPatch 422, InvalidParameter 422, InvalidCheckpoint 422,
-│   IdempotencyKeyReused 422, InvalidWebhook 422
+│   InvalidDataset 422, IdempotencyKeyReused 422, InvalidWebhook 422
 ├── QuotaExceeded 429 (with the limit, and what is in use): QueueFull, StorageFull, RateLimited
 ├── ArtifactUnavailable 500 (the bytes no longer match)
 └── Unavailable 503: StoreFull
@@ -85,6 +85,15 @@ class JobNotFound(NotFound):
 
 class ArtifactNotFound(NotFound):
     code, title = "artifact_not_found", "No such artifact"
+
+
+class DatasetNotFound(NotFound):
+    """Also when it is another tenant's."""
+
+    code, title = "dataset_not_found", "No such data set"
+
+    def __init__(self, dataset_id: str) -> None:
+        super().__init__(f"There is no data set {dataset_id[:64]!r} that was uploaded.")
 
 
 class WebhookNotFound(NotFound):
@@ -231,6 +240,10 @@ class InvalidParameter(SecateurError):
 
 class InvalidCheckpoint(SecateurError):
     status, code, title = 422, "invalid_checkpoint", "The file is no checkpoint of the cnn architecture"
+
+
+class InvalidDataset(SecateurError):
+    status, code, title = 422, "invalid_dataset", "The files are no data set"
 
 
 class QuotaExceeded(SecateurError):

@@ -51,6 +51,8 @@ class Settings(BaseSettings):
     body_seconds: Annotated[float, Field(gt=0, le=600)] = 20.0
     max_checkpoint_bytes: Annotated[int, Field(ge=1024)] = 536_870_912
     """Of an uploaded one. The widest network's state dict has 430 million."""
+    max_dataset_bytes: Annotated[int, Field(ge=1024)] = 1_073_741_824
+    """Of an upload, all its files together."""
     upload_seconds: Annotated[float, Field(gt=0, le=43_200)] = 3_600.0
     max_queued_jobs: Limit = 1_000
     max_running_jobs: Limit = UNLIMITED

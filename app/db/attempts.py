@@ -123,8 +123,15 @@ def succeed(
     new_events: Sequence[NewEvent] = (),
 ) -> Status | None:
     """running → succeeded, making the artifacts visible; or cancelling → cancelled, dropping them."""
-    published = {"artifact_bytes": sum(file.size for file in files)}
-    values = {"status": Status.SUCCEEDED, "result": result, "checkpoints": []} | published
+    # A data set stays until it is deleted.
+    kept = JobRow.kind == "dataset"
+    values = {
+        "status": Status.SUCCEEDED,
+        "result": result,
+        "checkpoints": [],
+        "expires_at": case((kept, None), else_=now() + seconds(JobRow.retention_seconds)),
+        "artifact_bytes": sum(file.size for file in files),
+    }
     if not _from_running(session, job_id, attempt, values, [*new_events, NewEvent(Status.SUCCEEDED)]):
         return cancelled(session, job_id, attempt, new_events=new_events)
     rows = [{"job_id": job_id, "attempt": attempt, **file._asdict()} for file in files]

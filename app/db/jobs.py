@@ -112,6 +112,7 @@ class Filter:
     created_before: datetime | None = None
     parent: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    dataset_sha256: str | None = None
 
 
 EVERYTHING = Filter()
@@ -134,6 +135,8 @@ def page(
         query = query.where(JobRow.parent_job_id == wanted.parent)
     if wanted.labels:
         query = query.where(JobRow.labels.contains(dict(wanted.labels)))
+    if wanted.dataset_sha256:
+        query = query.where(JobRow.result["dataset_sha256"].astext == wanted.dataset_sha256)
     if after:
         query = query.where(tuple_(JobRow.created_at, JobRow.id) < tuple_(literal(after.created_at), literal(after.id)))
     return session.scalars(query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)).all()

@@ -4,10 +4,7 @@ import job, whose result is a checkpoint like any other."""
 from __future__ import annotations
 
 import asyncio
-import errno
-import hashlib
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -15,10 +12,9 @@ from sqlalchemy.orm import Session
 
 from app.contract.explain import FieldError
 from app.contract.spec import ImportSpec, UploadFormat
-from app.core.errors import InvalidCheckpoint, StoreFull
-from app.core.ids import new_job_id
+from app.core.errors import InvalidCheckpoint
 from app.db.models import JobRow
-from app.services import jobs
+from app.services import jobs, uploads
 from app.storage import ArtifactStore
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
@@ -37,47 +33,14 @@ class Upload(NamedTuple):
 async def receive(store: ArtifactStore, chunks: AsyncIterator[bytes]) -> Upload:
     """Take a file in, piece by piece, none of them held. Whatever ends this ahead of time leaves nothing behind.
 
-    Raises InvalidCheckpoint or StoreFull, and what `chunks` raises. All that touches the disk happens on threads.
+    Raises InvalidCheckpoint or StoreFull, and what `chunks` raises.
     """
-    job_id = new_job_id()
-    try:
-        with _room_wanted():
-            draft = await asyncio.to_thread(store.incoming, job_id)
-            size, sha256 = await _written(draft, chunks)
-            format = await asyncio.to_thread(_format, draft, size)
-            await asyncio.to_thread(store.accept, job_id)
-    except BaseException:
-        await asyncio.to_thread(store.drop_upload, job_id)
-        raise
-    return Upload(job_id, format, size, sha256)
-
-
-@contextmanager
-def _room_wanted() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull from error
-        raise
-
-
-async def _written(draft: Path, chunks: AsyncIterator[bytes]) -> tuple[int, str]:
-    """Size and sha256 of what came."""
-    size, digest = 0, hashlib.sha256()
-
-    def write(chunk: bytes) -> None:
-        file.write(chunk)
-        digest.update(chunk)
-
-    file = await asyncio.to_thread(draft.open, "wb")
-    try:
+    async with uploads.arriving(store) as draft:
         async for chunk in chunks:
-            await asyncio.to_thread(write, chunk)
-            size += len(chunk)
-    finally:
-        await asyncio.to_thread(file.close)
-    return size, digest.hexdigest()
+            await draft.write(chunk)
+        await draft.close()
+        format = await asyncio.to_thread(_format, draft.path, draft.size)
+        return Upload(draft.job_id, format, draft.size, draft.sha256)
 
 
 def _format(path: Path, size: int) -> UploadFormat:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
@@ -16,7 +16,7 @@ from app.contract.explain import FieldError, explain
 from app.contract.network import Ends
 from app.contract.patch import PATCH, JobPatch
 from app.contract.reference import JOB_ID_PATTERN, CheckpointRef
-from app.contract.result import ImportResult
+from app.contract.result import RESULT, DatasetResult, ImportResult, NetworkResult, Result
 from app.contract.spec import (
     MAX_LABELS,
     SPEC,
@@ -25,12 +25,14 @@ from app.contract.spec import (
     CompareSpec,
     DatasetSpec,
     ImportSpec,
+    Kind,
     ModelSpec,
     PruneSpec,
     StoredSpec,
     Taught,
     Teachers,
     TrainSpec,
+    UploadSpec,
     parse_spec,
     parse_stored,
     refuse_misfit,
@@ -83,10 +85,15 @@ def parse_patch(document: bytes) -> JobPatch:
 
 def _refuse_import(error: ValidationError) -> None:
     first = error.errors(include_url=False)[0]
-    if first["type"] == "union_tag_invalid" and not first["loc"] and first["ctx"]["tag"] == "import":
-        detail = "an import is not submitted: send the file itself to POST /v1/checkpoints"
+    wanted = (
+        _UPLOADED_AT.get(first["ctx"]["tag"]) if first["type"] == "union_tag_invalid" and not first["loc"] else None
+    )
+    if wanted is not None:
+        detail = f"such a job is not submitted: send the file itself to POST {wanted}"
         raise InvalidSpec(detail, [FieldError(pointer="/kind", code="upload_wanted", detail=detail)]) from error
 
+
+_UPLOADED_AT = {"import": "/v1/checkpoints", "dataset": "/v1/datasets"}
 
 FILTER = TypeAdapter(Filter)
 
@@ -122,17 +129,25 @@ def resolve(session: Session, tenant: str, spec: AnySpec) -> Resolved:
     SourceHasNoResult."""
     if isinstance(spec, CompareSpec):
         for index, job_id in enumerate(spec.jobs):
-            _refuse_without_report(session, tenant, job_id, f"/jobs/{index}")
+            _finished(session, tenant, job_id, f"/jobs/{index}", _REPORT)
         return Resolved(spec)
     filled, model, ends = _filled(session, tenant, spec)
     assert filled.dataset is not None
-    facts = filled.dataset.facts
+    facts = filled.dataset.facts or _uploaded(session, tenant, filled.dataset)
     if ends is not None:
         _refuse_other_ends(ends, facts.ends, "/source" if isinstance(filled, PruneSpec) else "/initial")
     teachers = {each.teacher: _teacher(session, tenant, each, facts.ends) for each in taught(filled)}
     sizes = Sizes(model, facts, teachers)
     _refuse_misfit(filled, sizes)
     return Resolved(filled, sizes)
+
+
+def _uploaded(session: Session, tenant: str, dataset: DatasetSpec) -> DatasetFacts:
+    """Of a data set that was uploaded, and is kept until the transaction ends, as a job's source is."""
+    assert dataset.id is not None  # it has no name
+    result = _finished(session, tenant, dataset.id, "/dataset/id", _DATASET).result
+    assert isinstance(result, DatasetResult)
+    return result.facts
 
 
 def _teacher(session: Session, tenant: str, course: Taught, ends: Ends) -> ModelSpec:
@@ -145,12 +160,6 @@ def _refuse_other_ends(found: Ends, wanted: Ends, pointer: str) -> None:
     if found != wanted:
         detail = f"the checkpoint is for {found}, and the data set has {wanted}: name others that fit together"
         raise InvalidSpec(detail, [FieldError(pointer=pointer, code="dataset_misfit", detail=detail)])
-
-
-def _refuse_without_report(session: Session, tenant: str, job_id: str, pointer: str) -> None:
-    if isinstance(_finished(session, tenant, job_id, pointer).spec, ImportSpec):
-        detail = f"{job_id} is an import job and has no report: name a train or prune job"
-        raise InvalidSpec(detail, [FieldError(pointer=pointer, code="source_has_no_report", detail=detail)])
 
 
 class _Filled(NamedTuple):
@@ -219,42 +228,62 @@ class _Source(NamedTuple):
 
 def _source(session: Session, tenant: str, ref: CheckpointRef, pointer: str) -> _Source:
     """Raises InvalidSpec, SourceNotFinished or SourceHasNoResult."""
-    spec, result = _finished(session, tenant, ref.job_id, f"{pointer}/job_id")
-    if not isinstance(spec, ImportSpec):
-        assert spec.dataset is not None  # as it was stored
-        return _Source(spec, _widths(session, tenant, spec), spec.dataset.facts.ends)
+    spec, result = _finished(session, tenant, ref.job_id, f"{pointer}/job_id", _NETWORK)
+    if isinstance(spec, TrainSpec | PruneSpec):
+        assert isinstance(result, NetworkResult)
+        return _Source(spec, _widths(session, tenant, spec), result.ends)
+    assert isinstance(spec, ImportSpec)
+    assert isinstance(result, ImportResult)
     if ref.artifact != "model.safetensors":
         detail = f"{ref.job_id} is an import job and has no {ref.artifact}: name model.safetensors"
         error = FieldError(pointer=f"{pointer}/artifact", code="source_has_no_such_artifact", detail=detail)
         raise InvalidSpec(detail, [error])
-    found = ImportResult.model_validate(result)
-    ends = Ends(found.image_channels, found.features, found.classes)
-    return _Source(spec, ModelSpec(channels=found.channels, hidden=found.hidden), ends)
+    return _Source(spec, ModelSpec(channels=result.channels, hidden=result.hidden), result.ends)
+
+
+class _Wanted(NamedTuple):
+    """What a spec names a job for."""
+
+    called: str
+    kinds: tuple[Kind, ...]
+    code: str
+    """Of the refusal of any other kind."""
+    lack: str
+
+
+_NETWORK = _Wanted(
+    "job",
+    ("train", "prune", "import"),
+    "source_has_no_network",
+    "has no network: name a train, prune or import job",
+)
+_REPORT = _Wanted("job", ("train", "prune"), "source_has_no_report", "has no report: name a train or prune job")
+_DATASET = _Wanted("data set", ("dataset",), "not_a_dataset", "is no data set: name one of GET /v1/datasets")
 
 
 class _Finished(NamedTuple):
-    spec: TrainSpec | PruneSpec | ImportSpec
-    result: Mapping[str, Any]
+    spec: StoredSpec
+    result: Result
 
 
-def _finished(session: Session, tenant: str, job_id: str, pointer: str) -> _Finished:
-    """Spec and result of a succeeded job of this tenant that has a network. Nobody purges it until the transaction
+def _finished(session: Session, tenant: str, job_id: str, pointer: str, wanted: _Wanted) -> _Finished:
+    """Spec and result of a succeeded job of this tenant. Nobody purges it until the transaction
     ends, when a job that reads its files may be there."""
     row = jobs.get(session, job_id, tenant, lock="keep")
     if row is None or row.purged_at is not None:
-        detail = f"there is no job {job_id}"
+        detail = f"there is no {wanted.called} {job_id}"
         raise InvalidSpec(detail, [FieldError(pointer=pointer, code="source_not_found", detail=detail)])
     spec = parse_stored(row.spec)
-    if isinstance(spec, CompareSpec):
-        detail = f"{job_id} is a compare job and has no network: name a train, prune or import job"
-        raise InvalidSpec(detail, [FieldError(pointer=pointer, code="source_has_no_network", detail=detail)])
+    if spec.kind not in wanted.kinds:
+        detail = f"{job_id} is a job of kind {spec.kind} and {wanted.lack}"
+        raise InvalidSpec(detail, [FieldError(pointer=pointer, code=wanted.code, detail=detail)])
     status = Status(row.status)
     if status is not Status.SUCCEEDED:
         refusal = SourceHasNoResult if status.is_terminal else SourceNotFinished
         detail = f"{job_id} is {status}; it must have succeeded"
         raise refusal(detail, [FieldError(pointer=pointer, code=refusal.code, detail=detail)])
     assert row.result is not None  # as the database has it
-    return _Finished(spec, row.result)
+    return _Finished(spec, RESULT.validate_python(row.result))
 
 
 class Terms(NamedTuple):
@@ -385,7 +414,7 @@ def cancel(session: Session, tenant: str, job_id: str) -> tuple[JobRow, bool]:
 def retry(session: Session, tenant: str, job_id: str, limits: Limits) -> JobRow:
     """Queue a failed job again. Raises JobNotRetryable, UploadNotKept, QueueFull or StorageFull."""
     before = get(session, tenant, job_id)
-    if before.kind == "import" and before.error and not before.error["retryable"]:  # the sweeper's own rule
+    if before.kind in _UPLOADED_AT and before.error and not before.error["retryable"]:  # the sweeper's own rule
         raise UploadNotKept(f"The job failed as {before.error['code']}, so its file is not kept: upload one anew.")
     if before.status == Status.FAILED:
         quotas.admit(session, tenant, limits)
@@ -401,8 +430,8 @@ def rerun(session: Session, tenant: str, job_id: str, terms: Terms) -> JobRow:
     """A new job of the same spec. Raises UploadNotKept, and what submitting it anew raises."""
     before = get(session, tenant, job_id)
     spec = parse_stored(before.spec)
-    if isinstance(spec, ImportSpec):
-        raise UploadNotKept("An import is about a file that is not kept: upload it anew.")
+    if isinstance(spec, UploadSpec):
+        raise UploadNotKept("The job is about a file that is not kept: upload it anew.")
     return submit(session, tenant, spec, terms, parent_job_id=job_id)
 
 

@@ -14,11 +14,16 @@ from app.db.session import session_scope
 from app.local import Stack
 from app.services.keys import Scope, create_key, revoke_key
 from tests.api.conftest import client_with, sqlalchemy_url
+from tests.api.test_uploads import OCTETS
+from tests.engine.data_sets import arrays, npz
 from tests.specs import Document, submit, train_spec
 
 OF_THE_REQUEST = ("request_id", "instance")
 UNKNOWN_KEY = "sk_000000000000_" + "A" * 43
-NOWHERE = {"job_id": "job_" + 32 * "0", "webhook_id": "wh_" + 32 * "0", "delivery_id": "msg_" + 32 * "0"}
+NOWHERE = dict.fromkeys(("job_id", "dataset_id"), "job_" + 32 * "0") | {
+    "webhook_id": "wh_" + 32 * "0",
+    "delivery_id": "msg_" + 32 * "0",
+}
 
 
 class Operation(NamedTuple):
@@ -48,11 +53,16 @@ def operations(idle_http: httpx.Client) -> list[Operation]:
 @pytest.fixture
 def ids(newcomer: httpx.Client) -> dict[str, str]:
     """The newcomer's own, by the word in a path that stands for it: one that is missing here fails all tests below."""
-    job_id = submit(newcomer, train_spec())["id"]
+    dataset = newcomer.post("/v1/datasets", content=npz(arrays()), headers=OCTETS).raise_for_status().json()
     webhook = {"url": "https://hook.example/", "events": ["job.failed"]}
     webhook_id = newcomer.post("/v1/webhooks", json=webhook).json()["id"]
-    delivery_id = newcomer.post(f"/v1/webhooks/{webhook_id}/test").json()["id"]
-    return {"job_id": job_id, "webhook_id": webhook_id, "delivery_id": delivery_id, "name": "report"}
+    return {
+        "job_id": submit(newcomer, train_spec())["id"],
+        "dataset_id": dataset["id"],
+        "webhook_id": webhook_id,
+        "delivery_id": newcomer.post(f"/v1/webhooks/{webhook_id}/test").json()["id"],
+        "name": "report",
+    }
 
 
 def _made(running: Stack, **wishes: object) -> tuple[str, str]:
@@ -128,6 +138,6 @@ def _apart(answer: httpx.Response, ids: dict[str, str]) -> str:
     """The body without what tells two requests apart."""
     told = answer.json() if answer.content else {}
     text = str({name: value for name, value in told.items() if name != "request_id"})
-    for name in NOWHERE:
-        text = text.replace(ids[name], name)
+    for word in NOWHERE:
+        text = text.replace(ids[word], "ID")
     return text

@@ -10,7 +10,7 @@ from tests.specs import Document
 def test_the_options_say_what_a_spec_may_ask_for(idle_http: httpx.Client) -> None:
     options = idle_http.get("/v1/options").json()
 
-    assert set(options["kinds"]) == {"train", "prune", "compare", "import"}
+    assert set(options["kinds"]) == {"train", "prune", "compare", "import", "dataset"}
     assert options["datasets"] == ["digits", "mnist", "fashion-mnist", "kmnist"]
     strength = options["penalties"]["l1"]["fields"]["strength"]
     assert strength["default"] == 0.001
@@ -21,7 +21,7 @@ def test_the_options_say_what_a_spec_may_ask_for(idle_http: httpx.Client) -> Non
 
 
 def test_every_data_set_tells_its_size(idle_http: httpx.Client) -> None:
-    sets = {entry["name"]: entry for entry in idle_http.get("/v1/datasets").json()["items"]}
+    sets = idle_http.get("/v1/options").json()["dataset_facts"]
 
     assert (sets["digits"]["train_images"], sets["digits"]["test_images"]) == (1_437, 360)
     assert (sets["mnist"]["train_images"], sets["mnist"]["test_images"]) == (60_000, 10_000)

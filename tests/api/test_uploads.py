@@ -1,10 +1,10 @@
-"""Checkpoints from elsewhere: what is taken in, what is refused, and what is left behind."""
+"""Checkpoints from elsewhere: what is taken in, what is refused, and what any upload leaves behind."""
 
 from __future__ import annotations
 
 import hashlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ from tests.specs import compare_spec, prune_spec, read, train_spec
 from tests.waiting import wait_until
 
 OCTETS = {"Content-Type": "application/octet-stream"}
+FORM = {"Content-Type": "multipart/form-data; boundary=x"}
+HEAD = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
+"""Of a form's only part."""
+
 MODEL = ModelSpec(channels=(2, 3, 4), hidden=5)
 _TYPES = {"F32": np.float32, "I64": np.int64}
 
@@ -201,6 +205,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     settings = {
         **QUICK,
         "SECATEUR_MAX_CHECKPOINT_BYTES": str(MAX_BYTES),
+        "SECATEUR_MAX_DATASET_BYTES": str(MAX_BYTES),
         "SECATEUR_BODY_SECONDS": str(STALL_SECONDS),
         "SECATEUR_UPLOAD_SECONDS": "4",
     }
@@ -229,13 +234,21 @@ def test_a_huge_file_of_unknown_length_is_refused_on_its_way(strict_http: httpx.
     problem(answer, 413, "payload_too_large")
 
 
-def _sent(running: Stack, *pieces: bytes) -> socket.socket:
+def test_a_huge_form_of_unknown_length_is_refused_on_its_way(strict_http: httpx.Client) -> None:
+    pieces = iter([HEAD, *(bytes(10_000) for _ in range(20)), b"\r\n--x--"])
+
+    problem(strict_http.post("/v1/datasets", content=pieces, headers=FORM), 413, "payload_too_large")
+
+
+def _sent(
+    running: Stack, *pieces: bytes, path: str = "/v1/checkpoints", headers: Mapping[str, str] = OCTETS
+) -> socket.socket:
     """A connection on which the head of an upload and so much of its body has been sent."""
     url = httpx.URL(running.url)
     connection = socket.create_connection((url.host, url.port or 80), timeout=20)
     head = [
-        *("POST /v1/checkpoints HTTP/1.1", "Host: x", f"Authorization: Bearer {running.api_key}"),
-        *("Content-Type: application/octet-stream", f"Content-Length: {len(SAFETENSORS)}", "", ""),
+        *(f"POST {path} HTTP/1.1", "Host: x", f"Authorization: Bearer {running.api_key}"),
+        *(f"Content-Type: {headers['Content-Type']}", f"Content-Length: {len(SAFETENSORS)}", "", ""),
     ]
     connection.sendall("\r\n".join(head).encode() + b"".join(pieces))
     return connection
@@ -271,6 +284,17 @@ def test_an_upload_that_trickles_is_cut_off_too(strict: Stack, strict_http: http
 
 def test_a_client_that_leaves_leaves_nothing(strict: Stack, strict_http: httpx.Client) -> None:
     with _sent(strict, SAFETENSORS[:-1]):
+        wait_until(lambda: _uploads(strict), timeout=10, what="something has arrived")
+
+    wait_until(lambda: not _uploads(strict), timeout=10, what="it is gone again")
+
+
+def test_half_a_form_leaves_nothing(strict: Stack, strict_http: httpx.Client) -> None:
+    form: dict[str, Any] = {"path": "/v1/datasets", "headers": FORM}
+    with _sent(strict, HEAD, b"PK\x03\x04", **form) as connection:
+        wait_until(lambda: _uploads(strict), timeout=10, what="something has arrived")
+        assert _received(connection).startswith(b"HTTP/1.1 408 ")
+    with _sent(strict, HEAD, b"PK\x03\x04", **form):
         wait_until(lambda: _uploads(strict), timeout=10, what="something has arrived")
 
     wait_until(lambda: not _uploads(strict), timeout=10, what="it is gone again")

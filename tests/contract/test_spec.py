@@ -47,7 +47,7 @@ def test_a_train_spec_needs_nothing_but_its_data_set() -> None:
         "kind": "train",
         "display_name": None,
         "labels": {},
-        "dataset": {"name": "digits", "validation_images": 0},
+        "dataset": {"name": "digits", "id": None, "validation_images": 0},
         "model": {"architecture": "cnn", "channels": [16, 16, 32], "hidden": 300},
         "initial": None,
         "training": {

@@ -8,7 +8,7 @@ import pytest
 from pydantic import JsonValue
 
 from app.contract.report import Histogram, Manifest, Report
-from app.contract.result import CompareResult, ImportResult, NetworkResult
+from app.contract.result import Result
 from app.contract.spec import parse_spec
 from app.contract.status import Phase
 from tests.specs import Document, compare_spec, prune_spec, train_spec
@@ -41,7 +41,7 @@ class Listener(Observer):
 class Run(NamedTuple):
     """A finished run of the engine."""
 
-    result: NetworkResult | CompareResult | ImportResult
+    result: Result
     folder: Path
     heard: Listener
 

@@ -24,7 +24,8 @@ from app.contract.status import Phase
 from tests.engine.conftest import Listener
 from tests.engine.uploads import MODEL, endless, expanded, pickled, state_dict, torch_file, with_pickle, written
 from worker.engine import pipeline
-from worker.engine.convert import Limits, read_state
+from worker.engine.apart import Limits
+from worker.engine.convert import read_state
 from worker.engine.data import DatasetStore
 from worker.engine.errors import InvalidCheckpoint, OutOfMemory
 from worker.engine.export import file_sha256

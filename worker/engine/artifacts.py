@@ -87,7 +87,7 @@ def _report(spec: TrainSpec | PruneSpec, outcome: Outcome, exported: Exports, si
         kind=spec.kind,
         channels=outcome.model.channels,
         hidden=outcome.model.hidden,
-        dataset=spec.dataset.name,
+        dataset=spec.dataset.called,
         penalty=penalty and penalty.penalty,
         strength=penalty and penalty.strength,
         method=pruning and pruning.method,

@@ -7,18 +7,20 @@ import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from app.contract.datasets import DATASETS, DatasetInfo, DatasetName
 from app.contract.network import DataShape
+from worker.engine import dataset_file
+from worker.engine.dataset_file import Arrays, Bytes, facts_of
 from worker.engine.digits import load_digits
 from worker.engine.errors import DatasetUnavailable
+from worker.engine.export import file_sha256
 from worker.engine.idx import BrokenIdx, read_images, read_labels
 from worker.engine.seeding import generator
 
@@ -28,18 +30,15 @@ _TORCHVISION_CLASSES = {
     DatasetName.FASHION_MNIST: "FashionMNIST",
     DatasetName.KMNIST: "KMNIST",
 }
-_KEPT = 2
-"""Data sets that a store keeps in memory: 60,000 images are 188 MB."""
-
-Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
-"""Training images [N, 28, 28], training labels [N], test images, test labels."""
+KEPT_BYTES = 512 << 20
+"""Of images that a store keeps in memory beside those asked for last: MNIST has 220 million."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Images are float32 in [0, 1], shaped [N, channels, height, width]; labels are int64, shaped [N]."""
 
-    name: DatasetName
+    name: str
     shape: DataShape
     train_images: Tensor
     train_labels: Tensor
@@ -48,17 +47,22 @@ class Dataset:
     sha256: str
 
     @classmethod
-    def of(cls, name: DatasetName, arrays: Arrays) -> Dataset:
+    def of(cls, name: str, shape: DataShape, arrays: Arrays) -> Dataset:
         train_images, train_labels, test_images, test_labels = arrays
         return cls(
             name=name,
-            shape=DATASETS[name].shape,
+            shape=shape,
             train_images=_scaled(train_images),
             train_labels=torch.from_numpy(train_labels.astype(np.int64)),
             test_images=_scaled(test_images),
             test_labels=torch.from_numpy(test_labels.astype(np.int64)),
             sha256=digest(arrays),
         )
+
+    @property
+    def size(self) -> int:
+        """Bytes of all images."""
+        return self.train_images.nbytes + self.test_images.nbytes
 
     def split(self, validation_images: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Images and labels to train on, and those to validate with: the same for every seed, since a recipe is chosen
@@ -74,18 +78,25 @@ class Dataset:
 def digest(arrays: Arrays) -> str:
     """SHA-256 of the content, not of any file.
 
-    For training images, training labels, test images and test labels, in this order: the number of images as eight
-    bytes, big-endian, then the bytes themselves, row by row.
+    Unless images are grey and of 28×28 pixels: the numbers of channels, rows and columns, as eight bytes each,
+    big-endian. Then for training images, training labels, test images and test labels, in this order: the number of
+    images, likewise, then the bytes themselves, channel by channel and row by row; a label is one byte, or two,
+    little-endian, where there are more than 256 classes.
     """
     content = hashlib.sha256()
+    images = arrays[0]
+    size = (1, *images.shape[1:]) if images.ndim == 3 else images.shape[1:]
+    if size != (1, 28, 28):
+        content.update(b"".join(side.to_bytes(8, "big") for side in size))
     for array in arrays:
         content.update(len(array).to_bytes(8, "big"))
-        content.update(np.ascontiguousarray(array).data)
+        content.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
     return content.hexdigest()
 
 
-def _scaled(images: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(images.astype(np.float32)).div_(255).unsqueeze(1)
+def _scaled(images: Bytes) -> Tensor:
+    scaled = torch.from_numpy(images.astype(np.float32)).div_(255)
+    return scaled.unsqueeze(1) if scaled.ndim == 3 else scaled
 
 
 class DatasetStore:
@@ -94,16 +105,33 @@ class DatasetStore:
     def __init__(self, root: Path | None, *, download: bool = False) -> None:
         self._root = root
         self._download = download
-        self._kept: OrderedDict[DatasetName, Dataset] = OrderedDict()
+        self._kept: OrderedDict[str, Dataset] = OrderedDict()
 
     def load(self, name: DatasetName) -> Dataset:
         """Raises `DatasetUnavailable` when files are missing or broken."""
-        if name not in self._kept:
-            self._kept[name] = Dataset.of(name, self._arrays(DATASETS[name]))
-        self._kept.move_to_end(name)
-        while len(self._kept) > _KEPT:
+        info = DATASETS[name]
+        return self._keep(name, lambda: Dataset.of(name, info.shape, self._arrays(info)))
+
+    def read(self, name: str, path: Path) -> Dataset:
+        """An uploaded data set, which is called so, from the file in which it is kept. Raises `InvalidDataset`."""
+
+        def read() -> Dataset:
+            arrays = dataset_file.read(path).arrays
+            return Dataset.of(name, facts_of(arrays).shape, arrays)
+
+        return replace(self._keep(file_sha256(path), read), name=name)
+
+    def _keep(self, key: str, make: Callable[[], Dataset]) -> Dataset:
+        if key not in self._kept:
+            self._forget(KEPT_BYTES)
+            self._kept[key] = make()
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def _forget(self, most: int) -> None:
+        """The longest unused ones, until the others have so many bytes at most."""
+        while sum(dataset.size for dataset in self._kept.values()) > most:
             self._kept.popitem(last=False)
-        return self._kept[name]
 
     def _arrays(self, info: DatasetInfo) -> Arrays:
         if info.folder is None:

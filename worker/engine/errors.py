@@ -2,6 +2,7 @@
 
 EngineError
 ├── DatasetUnavailable    files missing, broken, or not to be fetched
+├── InvalidDataset        an uploaded data set that is none, or goes beyond its bounds
 ├── InvalidCheckpoint     an input checkpoint that is not the network that it should be
 ├── PruningImpossible     the network has not the shapes that the pruning needs
 ├── InvalidInput          an input document missing or broken, or of a job that cannot be compared
@@ -31,6 +32,10 @@ class EngineError(Exception):
 
 class DatasetUnavailable(EngineError):
     code = FailureCode.DATASET_UNAVAILABLE
+
+
+class InvalidDataset(EngineError):
+    code = FailureCode.INVALID_DATASET
 
 
 class InvalidCheckpoint(EngineError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -20,27 +20,28 @@ _PACKAGES = (
 )
 
 
-def publish(out: Path, files: Mapping[str, bytes], receipt: Receipt) -> None:
-    """Write every file, then `manifest.json`. A folder without a manifest is an unfinished one."""
+def publish(out: Path, files: Mapping[str, bytes], receipt: Receipt, written: Sequence[str] = ()) -> None:
+    """Write every file, then `manifest.json`, which also vouches for the files that are `written` already. A folder
+    without a manifest is an unfinished one."""
     for name, content in files.items():
         (out / name).write_bytes(content)
-    manifest = Manifest(files=tuple(_describe(name, content) for name, content in files.items()), receipt=receipt)
+    manifest = Manifest(files=tuple(_describe(out / name) for name in (*files, *written)), receipt=receipt)
     (out / "manifest.json").write_bytes(to_json(manifest, indent=2))
 
 
-def _describe(name: str, content: bytes) -> ManifestFile:
-    kind = ARTIFACTS[name]
+def _describe(path: Path) -> ManifestFile:
+    kind = ARTIFACTS[path.name]
     return ManifestFile(
-        name=name, role=kind.role, media_type=kind.media_type, size=len(content), sha256=sha256(content)
+        name=path.name,
+        role=kind.role,
+        media_type=kind.media_type,
+        size=path.stat().st_size,
+        sha256=file_sha256(path),
     )
 
 
 def to_json(document: BaseModel, indent: int | None = None) -> bytes:
     return document.model_dump_json(indent=indent).encode() + b"\n"
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

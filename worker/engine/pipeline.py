@@ -5,33 +5,37 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from app.contract.datasets import DatasetName
+from app.contract.artifacts import DATASET
 from app.contract.network import Ends
 from app.contract.reference import CheckpointRef
 from app.contract.report import Receipt, Report, Resume, Sensitivity
-from app.contract.result import CompareResult, ImportResult, NetworkResult
+from app.contract.result import CompareResult, DatasetResult, ImportResult, NetworkResult, Result
 from app.contract.spec import (
     CompareSpec,
+    DatasetImportSpec,
+    DatasetSpec,
     ImportSpec,
     ModelSpec,
     PruneSpec,
     SensitivitySpec,
     StoredSpec,
     TrainSpec,
+    UploadSpec,
     taught,
 )
 from app.contract.status import Phase
 from app.contract.training import TrainingSpec
-from worker.engine import checkpoint, device
+from worker.engine import checkpoint, dataset_file, device
 from worker.engine.artifacts import Outcome, network_files, parameters_of
 from worker.engine.compare import comparison_files, read_jobs
-from worker.engine.data import Dataset, DatasetStore
+from worker.engine.data import Dataset, DatasetStore, digest
+from worker.engine.dataset_upload import read_apart
 from worker.engine.errors import InvalidCheckpoint, translated
 from worker.engine.evidence import PROBES
 from worker.engine.execute import AFTER, BEFORE, PRUNED, Candidate, execute
@@ -42,7 +46,11 @@ from worker.engine.observer import Observer
 from worker.engine.plan import Course, plan
 from worker.engine.progress import Progress, state_of
 from worker.engine.pruning import Mask
-from worker.engine.resources import refuse_import_that_does_not_fit, refuse_what_does_not_fit
+from worker.engine.resources import (
+    refuse_dataset_that_does_not_fit,
+    refuse_import_that_does_not_fit,
+    refuse_what_does_not_fit,
+)
 from worker.engine.resume import Origin, Recovery
 from worker.engine.seeding import reproducible
 from worker.engine.sensitivity import sensitivity
@@ -62,7 +70,7 @@ def run(
     upload: Path | None = None,
     observer: Observer = _SILENT,
     recovery: Recovery = _FRESH,
-) -> NetworkResult | CompareResult | ImportResult:
+) -> Result:
     """Run a resolved spec and write its artifacts into `out`, an existing empty folder; the manifest comes last.
 
     `inputs` leads from each job that the spec names to the folder with that job's artifacts; `upload` is the file that
@@ -70,15 +78,16 @@ def run(
     or whatever the observer raised.
     """
     with translated():
-        if isinstance(spec, ImportSpec):
+        stage = _Stage(torch.device("cpu"), datasets, inputs, out, observer, recovery)
+        if isinstance(spec, UploadSpec):
             if upload is None:
                 raise ValueError("an import needs the file that was uploaded")
-            return _import(spec, upload, _Stage(torch.device("cpu"), datasets, inputs, out, observer, recovery))
+            return _import(spec, upload, stage) if isinstance(spec, ImportSpec) else _receive(spec, upload, stage)
         if isinstance(spec, CompareSpec):
-            return _compare(spec, _Stage(torch.device("cpu"), datasets, inputs, out, observer, recovery))
+            return _compare(spec, stage)
         # A prune job has no wishes about its device.
         wanted = spec.training.device if isinstance(spec, TrainSpec) else "auto"
-        stage = _Stage(device.choose(wanted), datasets, inputs, out, observer, recovery)
+        stage = replace(stage, device=device.choose(wanted))
         with reproducible(stage.device):
             return _train(spec, stage) if isinstance(spec, TrainSpec) else _prune(spec, stage)
 
@@ -112,7 +121,7 @@ class _Stage:
 
 
 def _train(spec: TrainSpec, stage: _Stage) -> NetworkResult:
-    dataset = _load_data(spec.dataset.name, stage)
+    dataset = _load_data(spec.dataset, stage)
     if spec.initial is None:
         begun = _Network(spec.model, fresh(spec.model, spec.training.seed, dataset.shape.ends), {})
     else:
@@ -123,7 +132,7 @@ def _train(spec: TrainSpec, stage: _Stage) -> NetworkResult:
 def _prune(spec: PruneSpec, stage: _Stage) -> NetworkResult:
     if spec.dataset is None:
         raise ValueError("the prune spec is not resolved: its dataset is still to be taken from the source")
-    dataset = _load_data(spec.dataset.name, stage)
+    dataset = _load_data(spec.dataset, stage)
     begun = _read_network(spec.source, stage.inputs, dataset.shape.ends)
     # What an earlier pruning left at zero stays there. The dense network of a job has lost nothing yet.
     pruned = spec.source.artifact == "model.safetensors"
@@ -167,6 +176,8 @@ def _carry_out(
     progress = resumed.progress if resumed is not None else Progress(mask=mask)
     execute(stages, candidate, progress, stage.observer, origin, resumed)
     read = {name: sha256 for each in networks for name, sha256 in each.read.items()}
+    if spec.dataset.id is not None:
+        read[f"{spec.dataset.id}/{DATASET}"] = file_sha256(stage.inputs[spec.dataset.id] / DATASET)
     return _publish(spec, model, candidate, progress, read, resumes, stage)
 
 
@@ -213,7 +224,8 @@ def _publish(
         stage.observer.record("pruned", report.total.model_dump(mode="json", include=_PRUNED_FACTS))
     course = spec.training if isinstance(spec, TrainSpec) else spec.fine_tuning
     seed = None if course is None else course.seed
-    publish(stage.out, files, _receipt(spec, seed, candidate.dataset, read, resumes, stage))
+    dataset = _Content(candidate.dataset.name, candidate.dataset.sha256)
+    publish(stage.out, files, _receipt(spec, stage, read, dataset, seed=seed, resumes=resumes))
     return _result(report, candidate.dataset, stage)
 
 
@@ -235,7 +247,7 @@ _PRUNED_FACTS = {"nonzero_before", "nonzero_after", "sparsity", "emptied"}
 def _compare(spec: CompareSpec, stage: _Stage) -> CompareResult:
     stage.observer.enter(Phase.REPORTING)
     comparison, read = read_jobs(spec.jobs, stage.inputs)
-    publish(stage.out, comparison_files(comparison), _receipt(spec, None, None, read, (), stage))
+    publish(stage.out, comparison_files(comparison), _receipt(spec, stage, read))
     return CompareResult(kind="compare", jobs=spec.jobs)
 
 
@@ -258,16 +270,42 @@ def _import(spec: ImportSpec, upload: Path, stage: _Stage) -> ImportResult:
     )
     stage.observer.record("imported", result.model_dump(mode="json", include=_IMPORTED_FACTS))
     files = {"model.safetensors": checkpoint.to_safetensors(state), "model.pt": checkpoint.to_torch(state)}
-    publish(stage.out, files, _receipt(spec, None, None, {"upload": file_sha256(upload)}, (), stage))
+    publish(stage.out, files, _receipt(spec, stage, {"upload": file_sha256(upload)}))
     return result
 
 
 _IMPORTED_FACTS = {"channels", "hidden", "parameters", "nonzero"}
 
 
-def _load_data(name: DatasetName, stage: _Stage) -> Dataset:
+def _receive(spec: DatasetImportSpec, upload: Path, stage: _Stage) -> DatasetResult:
+    stage.observer.enter(Phase.IMPORTING)
+    kept = stage.out / DATASET
+    read_apart(spec, upload, kept, stage.observer.check)
+    # Read anew: what the other process was made to write is believed no more than the upload.
+    arrays, about = dataset_file.read(kept)
+    result = DatasetResult(
+        kind="dataset",
+        format=about.format,
+        facts=dataset_file.facts_of(arrays),
+        class_names=about.class_names,
+        dataset_sha256=digest(arrays),
+        size=spec.size,
+        sha256=spec.sha256,
+    )
+    stage.observer.record("imported", result.model_dump(mode="json", include={"format", "facts", "dataset_sha256"}))
+    content = _Content(None, result.dataset_sha256)
+    publish(stage.out, {}, _receipt(spec, stage, {"upload": file_sha256(upload)}, content), written=[DATASET])
+    return result
+
+
+def _load_data(dataset: DatasetSpec, stage: _Stage) -> Dataset:
     stage.observer.enter(Phase.PREPARING_DATA)
-    return stage.datasets.load(name)
+    if dataset.name is not None:
+        return stage.datasets.load(dataset.name)
+    assert dataset.id is not None  # one of the two
+    path = stage.inputs[dataset.id] / DATASET
+    refuse_dataset_that_does_not_fit(path)
+    return stage.datasets.read(dataset.id, path)
 
 
 def _read_network(ref: CheckpointRef, inputs: Inputs, ends: Ends, model: ModelSpec | None = None) -> _Network:
@@ -284,6 +322,9 @@ def _read_network(ref: CheckpointRef, inputs: Inputs, ends: Ends, model: ModelSp
 def _result(report: Report, dataset: Dataset, stage: _Stage) -> NetworkResult:
     return NetworkResult(
         kind=report.kind,
+        image_channels=dataset.shape.channels,
+        features=dataset.shape.features,
+        classes=dataset.shape.classes,
         accuracy_before=report.accuracy_before.accuracy,
         accuracy_after=report.accuracy_after.accuracy,
         parameters=report.total.parameters,
@@ -300,19 +341,30 @@ def _result(report: Report, dataset: Dataset, stage: _Stage) -> NetworkResult:
     )
 
 
+class _Content(NamedTuple):
+    """What a data set is called, and its digest."""
+
+    name: str | None = None
+    sha256: str | None = None
+
+
+_NO_DATA = _Content()
+
+
 def _receipt(
     spec: StoredSpec,
-    seed: int | None,
-    dataset: Dataset | None,
-    read: Mapping[str, str],
-    resumes: tuple[Resume, ...],
     stage: _Stage,
+    read: Mapping[str, str],
+    dataset: _Content = _NO_DATA,
+    *,
+    seed: int | None = None,
+    resumes: tuple[Resume, ...] = (),
 ) -> Receipt:
     return Receipt(
         spec=spec.model_dump(mode="json"),
         seed=seed,
-        dataset=dataset and dataset.name,
-        dataset_sha256=dataset and dataset.sha256,
+        dataset=dataset.name,
+        dataset_sha256=dataset.sha256,
         inputs=dict(read),
         versions=versions(),
         device=stage.device.type,

@@ -71,6 +71,12 @@ def refuse_import_that_does_not_fit(size: int, out: Path) -> None:
     _refuse_disk(IMPORT_PUBLISHED * size, out)
 
 
+def refuse_dataset_that_does_not_fit(path: Path) -> None:
+    """Of an uploaded data set, as it is kept, as floats beside its bytes. Raises OutOfMemory."""
+    hint = "take a smaller data set, or submit again when less is running there"
+    _refuse_memory(OVERHEAD + (1 + FLOAT) * path.stat().st_size, torch.device("cpu"), hint)
+
+
 def _refuse_memory(needed: int, device: torch.device, hint: str) -> None:
     if needed > (free := memory_free(device)):
         place = "GPU" if device.type == "cuda" else "worker"

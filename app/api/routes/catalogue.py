@@ -11,12 +11,20 @@ from pydantic import BaseModel
 
 from app.api.deps import READER_ONLY, PartsDep
 from app.api.openapi import problems
-from app.api.schemas import Datasets
 from app.contract.artifacts import ARTIFACTS
-from app.contract.datasets import DATASETS
-from app.contract.network import PARAMETER_NAMES
+from app.contract.datasets import DATASETS, MAX_IMAGES, MAX_VALUES, DatasetFormat
+from app.contract.network import PARAMETER_NAMES, DataShape
 from app.contract.pruning import METHODS, SCHEDULES
-from app.contract.spec import SPEC, CompareSpec, ImportSpec, ModelSpec, PruneSpec, TrainSpec, UploadFormat
+from app.contract.spec import (
+    SPEC,
+    CompareSpec,
+    DatasetImportSpec,
+    ImportSpec,
+    ModelSpec,
+    PruneSpec,
+    TrainSpec,
+    UploadFormat,
+)
 from app.contract.training import OPTIMIZERS, PENALTIES
 from app.core.errors import NotFound
 
@@ -27,7 +35,14 @@ router = APIRouter(prefix="/v1", tags=["catalogue"], dependencies=[READER_ONLY])
 def get_options(parts: PartsDep) -> dict[str, Any]:
     """What a spec may name, with ranges and defaults: kinds of job, penalties, pruning methods, data sets and so on."""
     uploads = {"formats": get_args(UploadFormat), "max_bytes": parts.settings.max_checkpoint_bytes}
-    return {**_options(), "uploads": uploads}
+    dataset_uploads = {
+        "formats": get_args(DatasetFormat),
+        "max_bytes": parts.settings.max_dataset_bytes,
+        "max_images": MAX_IMAGES,
+        "max_values": MAX_VALUES,
+        **_described(DataShape),
+    }
+    return {**_options(), "uploads": uploads, "dataset_uploads": dataset_uploads}
 
 
 @cache
@@ -40,13 +55,20 @@ def _options() -> dict[str, Any]:
         "pruning_methods": _tagged(METHODS, "method"),
         "pruning_schedules": _tagged(SCHEDULES, "name"),
         "datasets": list(DATASETS),
+        "dataset_facts": {name: info.model_dump(mode="json") for name, info in DATASETS.items()},
         "tensors": list(PARAMETER_NAMES),
         "artifacts": {name: kind._asdict() for name, kind in ARTIFACTS.items()},
         "spec_schema": SPEC.json_schema(),
     }
 
 
-_KINDS = {"train": TrainSpec, "prune": PruneSpec, "compare": CompareSpec, "import": ImportSpec}
+_KINDS = {
+    "train": TrainSpec,
+    "prune": PruneSpec,
+    "compare": CompareSpec,
+    "import": ImportSpec,
+    "dataset": DatasetImportSpec,
+}
 
 
 def _tagged(members: Iterable[type[BaseModel]], tag: str) -> dict[str, Any]:
@@ -62,12 +84,6 @@ def _described(model: Any) -> dict[str, Any]:
         "fields": schema["properties"],
         "definitions": schema.get("$defs", {}),
     }
-
-
-@router.get("/datasets", operation_id="list_datasets", responses=problems())
-def list_datasets() -> Datasets:
-    """The data sets that a spec may name."""
-    return Datasets(items=list(DATASETS.values()))
 
 
 @router.get("/schemas/{name}", operation_id="get_schema", responses=problems(404))

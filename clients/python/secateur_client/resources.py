@@ -152,11 +152,21 @@ class Comparison(Resource):
 
 
 class Dataset(Resource):
-    name: str
-    description: str = ""
-    train_images: int
-    test_images: int
-    classes: int
+    """An uploaded data set: `ready`, and then with all of its facts, once its job has checked it."""
+
+    id: str
+    name: str | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    status: str
+    job_id: str
+    error: JobError | None = None
+    format: str | None = None
+    shape: dict[str, int] | None = None
+    class_names: list[str] | None = None
+    train_images: int | None = None
+    test_images: int | None = None
+    sha256: str | None = None
+    size: int = 0
 
 
 class Worker(Resource):
