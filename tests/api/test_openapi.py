@@ -12,8 +12,8 @@ import pytest
 from app.local import Stack
 
 # No description can say which cursors a list has given, which jobs there are to build on, what a state dict or a data
-# set is, which key is new, which copy of a job is the present one, that no label is given twice, which hosts may be told
-# of jobs, and how many of them there are already.
+# set is, which key is new, which copy of a job is the present one, that no label is given twice, which hosts may be
+# told of jobs, and how many of them there are already.
 # A stream of a job that waits has no end, and no test of a description should wait for a change.
 CONFIG = """\
 [[operations]]

@@ -98,7 +98,9 @@ def list_datasets(
     return Page(items=[resources.dataset(row) for row in page.items], next_cursor=page.next_cursor)
 
 
-@router.get("/{dataset_id}", operation_id="get_dataset", responses=problems(404, 410) | with_headers(200, "Retry-After"))
+@router.get(
+    "/{dataset_id}", operation_id="get_dataset", responses=problems(404, 410) | with_headers(200, "Retry-After")
+)
 def get_dataset(dataset_id: str, who: ReaderDep, session: SessionDep, response: Response) -> Dataset:
     """A data set, ready or not. While it is checked, `Retry-After` says when to ask again."""
     row = datasets.get(session, who.tenant, dataset_id)
