@@ -47,8 +47,8 @@ def test_everything_that_comes_along_is_pinned(pins: dict[str, str]) -> None:
 def test_the_client_is_a_small_package_of_its_own(root: Path, client: dict[str, Any], tmp_path: Path) -> None:
     assert {Requirement(text).name for text in client["dependencies"]} == {"httpx", "pydantic"}
     source = shutil.copytree(root / "clients" / "python", tmp_path / "source")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", tmp_path]
-    subprocess.run([*command, source], check=True, capture_output=True, timeout=120)
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "-w", str(tmp_path), str(source)], check=True, capture_output=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if "dist-info" not in name}
     modules = {f"secateur_client/{path.name}" for path in (source / "secateur_client").glob("*.py")}
