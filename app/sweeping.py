@@ -12,7 +12,7 @@ from itertools import takewhile
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.db import sweep, turns, webhooks, workers
+from app.db import metrics, sweep, turns, webhooks, workers
 from app.db.session import AWAY
 from app.queue import Queue
 from app.storage import ArtifactStore
@@ -81,6 +81,7 @@ class Round:
                 logger.info("retention is over", extra={"job_id": job_id})
             sweep.forget(session)
             webhooks.forget(session)
+            metrics.fold(session)
 
     def _reap(self) -> None:
         """The mark was first, so that nobody is sent to what is half gone; then come bytes, then rows. Whoever is

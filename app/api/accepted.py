@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from app.api import resources
 from app.api.deps import Parts
 from app.core.errors import IdempotencyKeyReused, QuotaExceeded
+from app.core.logging import note
 from app.db.models import JobRow
 from app.queue import Queue
 from app.services import quotas
@@ -44,6 +45,7 @@ def accepted(
         return Made(row.id, shown.resource(row).model_dump_json())
 
     done = once(session, request, made)
+    note(job_id=done.job_id)
     headers = {"Location": shown.url(done.job_id), "Retry-After": resources.SOON}
     if done.replayed:
         headers["Idempotency-Replayed"] = "true"

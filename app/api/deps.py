@@ -18,6 +18,7 @@ from app.contract.patch import JobPatch
 from app.contract.spec import MAX_LABELS, CompareSpec, Label, PruneSpec, TrainSpec
 from app.contract.webhooks import NewWebhook, WebhookPatch
 from app.core.errors import Forbidden, InvalidParameter, Unauthenticated, UnsupportedMediaType
+from app.core.logging import note
 from app.core.settings import Settings
 from app.db.changes import Changes
 from app.queue import Queue
@@ -65,6 +66,8 @@ SessionDep = Annotated[Session, Depends(session, scope="function")]
 
 def only_known_parameters(request: Request) -> None:
     """A misspelt filter must not list everything, nor a misspelt `validate_only` train."""
+    if "job_id" in request.path_params:
+        note(job_id=request.path_params["job_id"])
     known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
     found = [
         FieldError(pointer=f"/query/{name}", code="unknown_parameter", detail=unknown(name, known, "parameter"))
@@ -88,6 +91,7 @@ def principal(parts: PartsDep, session: SessionDep, credentials: Credentials) ->
         if credentials is None:
             raise Unauthenticated
         who = authenticate(session, credentials.credentials)
+    note(tenant=who.tenant, key_id=who.key_id)
     charge(session, parts.rates, who.tenant, parts.settings.limits)
     return who
 

@@ -129,7 +129,7 @@ async def _left(request: Request, error: Exception) -> JSONResponse:  # noqa: AR
 
 
 async def _database_away(request: Request, error: Exception) -> JSONResponse:
-    logger.warning("database is away", extra={"error": str(error), "request_id": request.state.request_id})
+    logger.warning("database is away", extra={"error": str(error)})
     hint = "try again in a moment"
     if request.method not in ("GET", "HEAD"):
         # It may have been lost on the way back from a commit.
@@ -138,8 +138,8 @@ async def _database_away(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    logger.error("unexpected error", exc_info=error, extra={"request_id": request.state.request_id})
-    answer = _of(request, SecateurError("Something went wrong on our side; the log has more under this request_id."))
     # Starlette calls this handler outside of all middleware.
+    logger.error("unexpected error", exc_info=error, extra=dict(request.state.about))
+    answer = _of(request, SecateurError("Something went wrong on our side; the log has more under this request_id."))
     answer.headers["X-Request-Id"] = request.state.request_id
     return answer

@@ -12,8 +12,9 @@ from starlette.concurrency import run_in_threadpool
 import app.api.errors as problems
 from app.api import openapi
 from app.api.deps import Parts, only_known_parameters
+from app.api.metrics import Metrics, Watch
 from app.api.middleware import BodyLimit, Bounds, RequestContext
-from app.api.routes import artifacts, catalogue, checkpoints, compare, datasets, health, jobs, quotas, webhooks
+from app.api.routes import artifacts, catalogue, checkpoints, compare, datasets, health, jobs, metrics, quotas, webhooks
 from app.core.settings import Settings
 from app.core.version import VERSION
 from app.db.changes import Changes
@@ -45,6 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
         deliverer = _deliverer(parts)
         app.state.parts = parts
+        app.state.watch = Watch(parts.sessions, parts.queue)
         changes.start()
         sweeper.start()
         deliverer.start()
@@ -67,8 +69,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.changes = changes
+    app.state.metrics = Metrics()
     app.state.routes = []
-    for module in (jobs, compare, checkpoints, datasets, artifacts, webhooks, quotas, catalogue, health):
+    for module in (jobs, compare, checkpoints, datasets, artifacts, webhooks, quotas, catalogue, health, metrics):
         app.include_router(module.router, dependencies=[Depends(only_known_parameters)])
         app.state.routes += module.router.routes
     problems.install(app)
@@ -77,7 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     uploads = Bounds(settings.max_checkpoint_bytes, settings.upload_seconds, settings.body_seconds)
     of_paths = {checkpoints.PATH: uploads, datasets.PATH: uploads._replace(max_bytes=settings.max_dataset_bytes)}
     app.add_middleware(BodyLimit, usual=usual, of_paths=of_paths)
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, metrics=app.state.metrics)
     return app
 
 

@@ -14,7 +14,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import of_error
+from app.api.metrics import Metrics
 from app.core.errors import BodyStalled, PayloadTooLarge, RequestTimeout
+from app.core.logging import about
 
 logger = logging.getLogger("secateur.access")
 
@@ -24,8 +26,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 class RequestContext:
     """Gives each request an id (the client's `X-Request-Id` when it is harmless), echoes it, and logs the outcome."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -43,11 +45,16 @@ class RequestContext:
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_with_id)
-        finally:
-            entry = {"request_id": request_id, "method": scope["method"], "path": scope["path"], "status": status}
-            logger.info("request", extra=entry | {"ms": round((time.perf_counter() - started) * 1000, 1)})
+        with about(request_id=request_id) as fields:
+            scope["state"]["about"] = fields
+            try:
+                await self._app(scope, receive, send_with_id)
+            finally:
+                seconds, method = time.perf_counter() - started, scope["method"]
+                route = getattr(scope.get("route"), "path", None)
+                self._metrics.observe(method=method, route=route, status=status, seconds=seconds)
+                entry = {"method": method, "route": route, "path": scope["path"], "status": status}
+                logger.info("request", extra=entry | {"ms": round(seconds * 1000, 1)})
 
 
 class Bounds(NamedTuple):

@@ -1,19 +1,68 @@
-"""Logs as JSON, one line an entry, on standard error. Keys and specs are never logged."""
+"""Logs as JSON, one line an entry, on standard error. Keys and specs are never logged.
+
+What an entry is about, such as the request or the attempt that it is written in, is said once and stands in each entry.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
+
+_about: ContextVar[dict[str, object] | None] = ContextVar("about", default=None)
+
+# Nobody logs these; but a client may send its key as a path, and a driver name its server with the password.
+_SECRETS = re.compile(r"(sk_[0-9a-f]{12}_)[\w-]{43}|(whsec_)[\w+/=-]+|(://[^\s:/@\"\\]*:)[^\s/@\"\\]+(?=@)", re.ASCII)
+
+
+@contextmanager
+def about(**fields: object) -> Iterator[dict[str, object]]:
+    """Until the end of the block, each entry has these fields and those of `note`, which are what it gives; of a
+    thread, when that was started in a copy of this context."""
+    token = _about.set(fields)
+    try:
+        yield fields
+    finally:
+        _about.reset(token)
+
+
+def note(**fields: object) -> None:
+    """Add to what entries are about, as it becomes known. Also from a thread that runs a part of the request: it shares
+    the fields, though not the context."""
+    known = _about.get()
+    if known is not None:
+        known.update(fields)
+
+
+class _About(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        for name, value in (_about.get() or {}).items():
+            record.__dict__.setdefault(name, value)
+        return True
+
+
+class _Formatter(JsonFormatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
+def redacted(text: str) -> str:
+    """Without the secret part of keys, webhook secrets, and passwords in URLs."""
+    return _SECRETS.sub(lambda found: "".join(part or "" for part in found.groups()) + "…", text)
 
 
 def configure(level: str) -> None:
     """Send every logger of this process to one JSON handler. Fields given as `extra=` become fields of the entry."""
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_About())
     handler.setFormatter(
-        JsonFormatter(
+        _Formatter(
             ["levelname", "name", "message"],
             rename_fields={"levelname": "level", "name": "logger"},
             timestamp="at",

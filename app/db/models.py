@@ -5,7 +5,19 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Index, MetaData, Text, func, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    MetaData,
+    Text,
+    func,
+    text,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -111,6 +123,26 @@ class JobRow(Base):
     publishes: Mapped[int] = mapped_column(server_default="0")
     tidied_at: Mapped[datetime | None] = mapped_column(comment="When the files of losing attempts were removed.")
     artifact_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0", comment="Of all it published.")
+    traceparent: Mapped[str | None] = mapped_column(comment="W3C Trace Context of the request that submitted it.")
+
+
+class TallyRow(Base):
+    """So many times did something happen to jobs. A trigger on `jobs` writes these; `app.db.metrics` adds them up."""
+
+    __tablename__ = "job_tallies"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    metric: Mapped[str]
+    kind: Mapped[str]
+    status: Mapped[str] = mapped_column(server_default="")
+    reason: Mapped[str] = mapped_column(server_default="")
+    le: Mapped[float | None] = mapped_column(
+        Double, comment="Of a duration: its bucket's upper bound, seconds; maybe Infinity."
+    )
+    count: Mapped[int] = mapped_column(BigInteger, server_default="1")
+    microseconds: Mapped[int] = mapped_column(
+        BigInteger, server_default="0", comment="Whole, so that no order of adding makes a sum smaller."
+    )
 
 
 class EventRow(Base):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -15,6 +16,9 @@ ALIVE_SECONDS = 30
 """A worker that has not been seen for so long is shown as not alive."""
 
 FORGET_HOURS = 24
+
+MEASURED_SECONDS = 600
+"""A worker that went without a word is measured for so long: as a label, each that ever was would be too many."""
 
 
 def seen(
@@ -55,6 +59,22 @@ def all_workers(session: Session) -> Sequence[tuple[WorkerRow, bool]]:
 
 def count_alive(session: Session) -> int:
     return session.scalar(select(func.count()).where(_alive())) or 0
+
+
+class Heartbeat(NamedTuple):
+    worker_id: str
+    age_seconds: float
+    busy: bool
+    alive: bool
+
+
+def heartbeats(session: Session) -> list[Heartbeat]:
+    """Of the workers that have been seen lately."""
+    age = func.extract("epoch", now() - WorkerRow.last_seen_at)
+    query = select(WorkerRow.id, age, WorkerRow.job_id.is_not(None), _alive()).where(
+        WorkerRow.last_seen_at > now() - seconds(MEASURED_SECONDS)
+    )
+    return [Heartbeat(worker_id, float(seen), busy, alive) for worker_id, seen, busy, alive in session.execute(query)]
 
 
 def _alive() -> ColumnElement[bool]:
