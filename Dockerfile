@@ -17,7 +17,7 @@ WORKDIR /srv/secateur
 # The dependencies ahead of the code, which is found through PYTHONPATH: their layers outlive every change of it.
 COPY clients/python clients/python/
 COPY pyproject.toml constraints.txt README.md ./
-RUN pip install -c constraints.txt ./clients/python .
+RUN pip install -c constraints.txt ./clients/python '.[otel]'
 
 FROM base AS api
 COPY migrations migrations/
@@ -31,7 +31,7 @@ CMD ["secateur", "api", "--host", "0.0.0.0", "--port", "8000"]
 
 # Not from api, whose code changes more often than these gigabytes.
 FROM base AS worker
-RUN pip install -c constraints.txt '.[worker]'
+RUN pip install -c constraints.txt '.[worker,otel]'
 COPY migrations migrations/
 COPY worker worker/
 COPY app app/
@@ -42,7 +42,7 @@ CMD ["secateur", "worker"]
 
 FROM worker AS test
 USER root
-RUN pip install -c constraints.txt '.[worker,local,dev]'
+RUN pip install -c constraints.txt '.[worker,local,otel,dev]'
 COPY .ci .ci/
 COPY docs docs/
 COPY Makefile Dockerfile docker-compose.yml .dockerignore .env.example ./

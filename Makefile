@@ -73,5 +73,5 @@ $(STAMP): pyproject.toml clients/python/pyproject.toml constraints.txt
 		{ echo '$(PYTHON) cannot make virtual environments: on Debian and Ubuntu, apt install python3-venv.' >&2; exit 1; }
 	@echo 'Setting up .venv, 5 GB with PyTorch: a minute or more …'
 	@"$(PYTHON)" -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ./clients/python -e '.[worker,local,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ./clients/python -e '.[worker,local,otel,dev]'
 	@touch $(STAMP)

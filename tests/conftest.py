@@ -16,10 +16,11 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.db.migrate import upgrade
 from app.db.session import make_engine, make_sessions
 from app.local import Stack, stack, start_broker, start_postgres
+from tests.collector import Collector, collector
 from tests.specs import Document, finished, train_spec
 
 # Whatever the developer's shell says about a server of theirs is not about ours.
-for _name in [name for name in os.environ if name.startswith("SECATEUR_")]:
+for _name in [name for name in os.environ if name.startswith(("SECATEUR_", "OTEL_"))]:
     del os.environ[_name]
 # One thread each: two torch processes with two threads each on two cores are ten times slower than one.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -75,10 +76,18 @@ def broker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory, mnist_dir: Path | None) -> Iterator[Stack]:
+def traces() -> Iterator[Collector]:
+    """What the service tells of its requests and attempts."""
+    with collector() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory, mnist_dir: Path | None, traces: Collector) -> Iterator[Stack]:
     """The whole service with one worker, in a folder whose name has a space."""
     state = tmp_path_factory.mktemp("service") / "state of it"
-    with stack(state_dir=state, workers=1, durable=False, env=QUICK, data_dir=mnist_dir) as running:
+    env = {**QUICK, "OTEL_EXPORTER_OTLP_ENDPOINT": traces.url, "OTEL_BSP_SCHEDULE_DELAY": "500"}
+    with stack(state_dir=state, workers=1, durable=False, env=env, data_dir=mnist_dir) as running:
         yield running
 
 

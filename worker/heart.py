@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +78,9 @@ class Heart:
         self._status: Status | None = Status.RUNNING
         self._last_beat = time.monotonic()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"heart of {claim.job_id}", daemon=True)
+        # In the attempt's context, so that its log entries say what they are about.
+        run = copy_context().run
+        self._thread = threading.Thread(target=run, args=[self._run], name=f"heart of {claim.job_id}", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -124,7 +127,7 @@ class Heart:
             try:
                 self._beat()
             except SQLAlchemyError as error:
-                logger.warning("beat failed, will try again", extra={"job_id": self._claim.job_id, "error": str(error)})
+                logger.warning("beat failed, will try again", extra={"error": str(error)})
             if self._status is None:
                 return
 

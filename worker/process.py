@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from app.core import tracing
 from app.core.cores import usable_cores
 from app.core.settings import Settings
 from app.db.session import make_engine, make_sessions
@@ -31,6 +32,7 @@ class JobProcess:
         self._engine = make_engine(settings.sqlalchemy_url, pool_size=POOL_SIZE)
         sessions = make_sessions(self._engine)
         self._queue = Queue(make_celery(settings.redis_url.get_secret_value()))
+        self._traces = tracing.make_provider("secateur-worker")
         owner = identity.owner(os.getpid())
         pipeline.warm_up()
         chosen = device.choose("auto")
@@ -49,6 +51,7 @@ class JobProcess:
             wake=self._queue.wake,
             remind=self._queue.remind,
             working_on=self._presence.working_on,
+            tracer=self._traces.get_tracer(__name__),
         )
 
     def run(self, job_id: str) -> None:
@@ -58,3 +61,4 @@ class JobProcess:
         self._presence.stop()
         self._queue.close()
         self._engine.dispose()
+        tracing.close(self._traces)

@@ -17,6 +17,8 @@ class RecentLog(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
+        # A collector that is away is nothing of the client's.
+        self.addFilter(lambda record: not record.name.startswith("opentelemetry."))
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(f"{record.levelname} {record.name}: {record.getMessage()}"[:LONGEST_LINE])

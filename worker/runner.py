@@ -7,11 +7,12 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from opentelemetry.trace import NoOpTracer, Tracer
 from pydantic import JsonValue
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -21,6 +22,8 @@ from app.contract.report import EpochMetrics
 from app.contract.result import Result
 from app.contract.spec import CompareSpec, PruneSpec, StoredSpec, TrainSpec, UploadSpec, checkpoints, parse_stored
 from app.contract.status import Phase, Status
+from app.core.logging import about
+from app.core.tracing import trace_field
 from app.db import attempts, jobs, turns
 from app.db.attempts import Checkpoint, Claim, NewArtifact
 from app.db.models import ArtifactRow
@@ -34,6 +37,7 @@ from worker.engine.observer import Observer
 from worker.engine.resume import Recovery, TrainingState
 from worker.heart import KEPT_CHECKPOINTS, AttemptStopped, CancelRequested, Heart, OutOfTouch
 from worker.recent import RecentLog
+from worker.trace import AttemptTrace
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +65,7 @@ class Runtime:
     """The same, unless there are messages anyway."""
     working_on: Callable[[str | None], object]
     """Tells whom it may concern what this process is at."""
+    tracer: Tracer = field(default_factory=NoOpTracer)
 
 
 def run_job(job_id: str, runtime: Runtime) -> None:
@@ -70,14 +75,16 @@ def run_job(job_id: str, runtime: Runtime) -> None:
     if claim is None:
         logger.info("nothing to claim", extra={"job_id": job_id})
         return
-    told = {"job_id": claim.job_id, "attempt": claim.attempt}
-    logger.info("attempt started", extra=told)
-    runtime.working_on(claim.job_id)
-    try:
-        outcome = _Attempt(claim, runtime).run()
-    finally:
-        runtime.working_on(None)
-    logger.info("attempt ended", extra=told | {"outcome": outcome})
+    trace = AttemptTrace(runtime.tracer, claim)
+    with trace.running(), about(job_id=claim.job_id, attempt=claim.attempt, tenant=claim.tenant, **trace_field()):
+        logger.info("attempt started")
+        runtime.working_on(claim.job_id)
+        try:
+            outcome = _Attempt(claim, runtime, trace).run()
+        finally:
+            runtime.working_on(None)
+        trace.ended(outcome)
+        logger.info("attempt ended", extra={"outcome": outcome})
     _remind(runtime)
 
 
@@ -112,8 +119,8 @@ def _remind(runtime: Runtime) -> None:
 class _Attempt:
     """What one claim leads to."""
 
-    def __init__(self, claim: Claim, runtime: Runtime) -> None:
-        self._claim, self._runtime = claim, runtime
+    def __init__(self, claim: Claim, runtime: Runtime, trace: AttemptTrace) -> None:
+        self._claim, self._runtime, self._trace = claim, runtime, trace
         self._folder = runtime.store.checkpoints(claim.job_id)
         self._checkpoints = [each for each in claim.checkpoints if self._is_whole(each)]
         self._heart = Heart(
@@ -152,7 +159,7 @@ class _Attempt:
         except EngineError as error:
             return self._fail(error.code, str(error))
         except Exception as error:
-            logger.exception("attempt failed on a bug", extra={"job_id": self._claim.job_id})
+            logger.exception("attempt failed on a bug")
             message = f"An unexpected {type(error).__name__} in the worker; its log has the rest under this job's id."
             return self._fail(FailureCode.INTERNAL_ERROR, message)
 
@@ -168,10 +175,11 @@ class _Attempt:
             inputs=self._inputs(spec),
             out=staging,
             upload=self._upload(spec),
-            observer=_Reporter(self._heart, spec, self._keeper()),
+            observer=_Reporter(self._heart, self._trace, spec, self._keeper()),
             recovery=Recovery(claim.attempt, tuple(self._folder / each.name for each in self._checkpoints)),
         )
         self._heart.enter(Phase.PUBLISHING)
+        self._trace.enter(Phase.PUBLISHING)
         with translated():
             files = [_described(path) for path in sorted(staging.iterdir())]
             self._heart.check()
@@ -189,8 +197,7 @@ class _Attempt:
             why = "damaged"
         except OSError as error:
             why = str(error)
-        told = {"job_id": self._claim.job_id, "attempt": self._claim.attempt, "file": checkpoint.name, "why": why}
-        logger.warning("checkpoint passed over", extra=told)
+        logger.warning("checkpoint passed over", extra={"file": checkpoint.name, "why": why})
         return False
 
     def _upload(self, spec: StoredSpec) -> Path | None:
@@ -211,6 +218,7 @@ class _Attempt:
         return {job_id: _input(self._runtime.store, job_id, names, records[job_id]) for job_id, names in needs.items()}
 
     def _fail(self, code: FailureCode, message: str) -> str:
+        self._trace.failed(code)
         failure = Failure.of(
             code, message, attempt=self._claim.attempt, phase=self._heart.phase, log=list(self._log.lines)
         )
@@ -253,7 +261,7 @@ class _Attempt:
                 with self._runtime.sessions.begin() as session:
                     return ask(session)
             except AWAY as error:
-                logger.warning("database is away", extra={"job_id": self._claim.job_id, "error": str(error)})
+                logger.warning("database is away", extra={"error": str(error)})
                 if time.monotonic() > until:
                     raise
                 time.sleep(self._runtime.heartbeat_seconds)
@@ -328,8 +336,8 @@ class _Keeper:
 class _Reporter(Observer):
     """Passes on what the engine tells, and ends the run when the heart says so."""
 
-    def __init__(self, heart: Heart, spec: StoredSpec, keeper: _Keeper) -> None:
-        self._heart, self._keeper = heart, keeper
+    def __init__(self, heart: Heart, trace: AttemptTrace, spec: StoredSpec, keeper: _Keeper) -> None:
+        self._heart, self._trace, self._keeper = heart, trace, keeper
         self._spec = spec
         self._training_began: float | None = None
         self._done_here = 0
@@ -338,6 +346,7 @@ class _Reporter(Observer):
     def enter(self, phase: Phase) -> None:
         self._heart.check()
         self._heart.enter(phase)
+        self._trace.enter(phase)
         if phase in (Phase.TRAINING, Phase.FINE_TUNING) and self._training_began is None:
             self._training_began = time.monotonic()
 

@@ -15,6 +15,7 @@ from app.api.deps import Parts, only_known_parameters
 from app.api.metrics import Metrics, Watch
 from app.api.middleware import BodyLimit, Bounds, RequestContext
 from app.api.routes import artifacts, catalogue, checkpoints, compare, datasets, health, jobs, metrics, quotas, webhooks
+from app.core import tracing
 from app.core.settings import Settings
 from app.core.version import VERSION
 from app.db.changes import Changes
@@ -30,12 +31,16 @@ if TYPE_CHECKING:
 # Routes run on threads, forty at most: with a connection for each, none waits for one.
 POOL_SIZE = 20
 
+UNTRACED = frozenset({"/livez", "/readyz", "/metrics"})
+"""What asks every few seconds, and is no part of anything."""
+
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. Without settings, those of the environment; raises when they are missing or wrong."""
     settings = settings or Settings()
 
     changes = Changes(settings.libpq_url)
+    traces = tracing.make_provider("secateur-api")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -59,6 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             parts.queue.close()
             parts.rates.close()
             parts.engine.dispose()
+            await run_in_threadpool(tracing.close, traces)
 
     app = FastAPI(
         title="Secateur",
@@ -67,6 +73,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={
+            "tracer_provider": traces,
+            "exclude": lambda scope: scope["path"] in UNTRACED,
+            "operation_spans": False,
+            "metrics": False,
+            "logs": False,
+            "auto_configure": False,
+        },
     )
     app.state.changes = changes
     app.state.metrics = Metrics()

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import of_error
 from app.api.metrics import Metrics
+from app.core import tracing
 from app.core.errors import BodyStalled, PayloadTooLarge, RequestTimeout
 from app.core.logging import about
 
@@ -33,7 +34,8 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
         scope.setdefault("state", {})["request_id"] = request_id
         started, status = time.perf_counter(), 500
@@ -45,7 +47,7 @@ class RequestContext:
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
-        with about(request_id=request_id) as fields:
+        with tracing.continued(headers), about(request_id=request_id, **tracing.trace_field()) as fields:
             scope["state"]["about"] = fields
             try:
                 await self._app(scope, receive, send_with_id)

@@ -44,6 +44,8 @@ class Claim:
     spec: dict[str, Any]
     checkpoints: tuple[Checkpoint, ...]
     """Newest first."""
+    traceparent: str | None
+    """Of the request that submitted the job."""
 
 
 def _held(job_id: str, attempt: int) -> ColumnElement[bool]:
@@ -76,7 +78,7 @@ def claim(session: Session, job_id: str, *, owner: str, lease_seconds: float) ->
         return None
     write_events(session, row, [NewEvent(Status.RUNNING, {"worker": owner})])
     checkpoints = tuple(Checkpoint(**each) for each in row.checkpoints)
-    return Claim(row.id, row.attempt, row.tenant, row.spec, checkpoints)
+    return Claim(row.id, row.attempt, row.tenant, row.spec, checkpoints, row.traceparent)
 
 
 def beat(

@@ -35,6 +35,7 @@ def insert_job(
     sources: Sequence[str] = (),
     parent_job_id: str | None = None,
     retention_days: int,
+    traceparent: str | None = None,
 ) -> JobRow:
     """Insert a queued job and its first event. The message to a worker comes after the commit."""
     row = session.execute(
@@ -55,6 +56,7 @@ def insert_job(
             events=1,
             queue_deadline=now() + seconds(spec["limits"]["max_queue_seconds"]),
             publish_at=now() + seconds(PUBLISH_FIRST_SECONDS),
+            traceparent=traceparent,
         )
         .returning(JobRow)
     ).scalar_one()

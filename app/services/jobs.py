@@ -58,6 +58,7 @@ from app.core.errors import (
 )
 from app.core.ids import new_job_id
 from app.core.limits import Limits
+from app.core.tracing import traceparent
 from app.db import jobs, turns, workers
 from app.db.jobs import Filter, Position
 from app.db.models import EventRow, JobRow
@@ -309,8 +310,8 @@ def insert(
     *,
     parent_job_id: str | None = None,
 ) -> JobRow:
-    """Insert a job of a resolved spec. Raises QueueFull or StorageFull."""
-    more_bytes = spec.size if isinstance(spec, ImportSpec) else 0
+    """Insert a job of a resolved spec. Its attempts continue the present trace. Raises QueueFull or StorageFull."""
+    more_bytes = spec.size if isinstance(spec, UploadSpec) else 0
     quotas.admit(session, tenant, terms.limits, more_bytes=more_bytes)
     return jobs.insert_job(
         session,
@@ -321,6 +322,7 @@ def insert(
         sources=sorted({use.job_id for use in uses(spec)}),
         parent_job_id=parent_job_id,
         retention_days=terms.retention_days,
+        traceparent=traceparent(),
     )
 
 

@@ -64,7 +64,7 @@ def test_what_is_installed_is_what_the_makefile_installs(
 ) -> None:
     installs = _pip_installs(dockerfile)
     assert all(arguments[:2] == ["-c", "constraints.txt"] for arguments in installs.values())
-    assert installs["base"][2:] == ["./clients/python", "."]
+    assert installs["base"][2:] == ["./clients/python", ".[otel]"]
     asked = [re.fullmatch(r"\.\[(.+)\]", arguments[-1]) for arguments in installs.values()]
     extras = {extra for found in asked if found for extra in found[1].split(",")}
     assert extras == project["optional-dependencies"].keys()
