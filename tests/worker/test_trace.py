@@ -8,18 +8,15 @@ import httpx
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.collector import Collector
-from tests.specs import finished, train_spec
+from tests.specs import ended, train_spec
 from tests.waiting import wait_until
 
 CLIENT_TRACE, CLIENT_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
 def test_a_job_is_one_trace_from_its_request_to_its_training(http: httpx.Client, traces: Collector) -> None:
-    http.headers["traceparent"] = f"00-{CLIENT_TRACE}-{CLIENT_SPAN}-01"
-    try:
-        job = finished(http, train_spec())
-    finally:
-        del http.headers["traceparent"]
+    traceparent = {"traceparent": f"00-{CLIENT_TRACE}-{CLIENT_SPAN}-01"}
+    job = ended(http, http.post("/v1/jobs", json=train_spec(), headers=traceparent).json()["id"])
 
     def sent() -> dict[str, list[tuple[str, Span]]] | None:
         found: dict[str, list[tuple[str, Span]]] = {}
