@@ -12,9 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from pythonjsonlogger.core import RESERVED_ATTRS
-from pythonjsonlogger.json import JsonFormatter
-
 _about: ContextVar[dict[str, object] | None] = ContextVar("about", default=None)
 
 # Nobody logs these; but a client may send its key as a path, and a driver name its server with the password.
@@ -47,9 +44,13 @@ class _About(logging.Filter):
         return True
 
 
-class _Formatter(JsonFormatter):
+class _Redacting(logging.Formatter):
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self._formatter = formatter
+
     def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
+        return redacted(self._formatter.format(record))
 
 
 def redacted(text: str) -> str:
@@ -59,16 +60,19 @@ def redacted(text: str) -> str:
 
 def configure(level: str) -> None:
     """Send every logger of this process to one JSON handler. Fields given as `extra=` become fields of the entry."""
+    # Here, since who only says what entries are about has no use for it.
+    from pythonjsonlogger.core import RESERVED_ATTRS
+    from pythonjsonlogger.json import JsonFormatter
+
+    formatter = JsonFormatter(
+        ["levelname", "name", "message"],
+        rename_fields={"levelname": "level", "name": "logger"},
+        timestamp="at",
+        reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # uvicorn's copy of its message for terminals
+    )
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_About())
-    handler.setFormatter(
-        _Formatter(
-            ["levelname", "name", "message"],
-            rename_fields={"levelname": "level", "name": "logger"},
-            timestamp="at",
-            reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # uvicorn's copy of its message for terminals
-        )
-    )
+    handler.setFormatter(_Redacting(formatter))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
