@@ -44,6 +44,7 @@ FROM worker AS test
 USER root
 RUN pip install -c constraints.txt '.[worker,local,otel,dev]'
 COPY .ci .ci/
+COPY deploy deploy/
 COPY docs docs/
 COPY Makefile Dockerfile docker-compose.yml .dockerignore .env.example ./
 COPY tests tests/

@@ -57,6 +57,8 @@ def make_provider(service: str) -> TracerProvider:
         def on_end(self, span: ReadableSpan) -> None:
             """Nothing."""
 
+    # It warns of each try; that it has given up is enough.
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
     named = resources.Resource.create({"service.name": service, "service.version": VERSION})
     # The process itself ends it: see `close`.
     provider = Sending(resource=named.merge(resources.OTELResourceDetector().detect()), shutdown_on_exit=False)

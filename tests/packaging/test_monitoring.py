@@ -108,6 +108,22 @@ def test_what_is_asked_for_is_there(root: Path, scraped: Mapping[str, list[dict[
     assert {name for name in unasked if not name.endswith(("_sum", "_count"))} == set()
 
 
+def test_the_operator_s_table_has_each_metric(root: Path, scraped: Mapping[str, list[dict[str, str]]]) -> None:
+    rows = re.findall(r"^\| (`.*?`) \| ", (root / "docs" / "operations.md").read_text(), re.MULTILINE)
+    documented = {
+        (name, frozenset(filter(None, (labels or "").split(","))))
+        for row in rows
+        for name, labels in re.findall(r"`(\w+)(?:{(\w+(?:,\w+)*)})?`", row)
+    }
+    there = {
+        (re.sub("_(bucket|sum|count)$", "", name), frozenset(labels.keys() - {"le", "job", "instance"}))
+        for name, samples in scraped.items()
+        for labels in samples
+        if not name.startswith("process_") and name != "up"
+    }
+    assert there <= documented
+
+
 def test_each_rule_says_what_is_wrong_and_what_to_do(root: Path) -> None:
     rules = _rules(root)
     assert len({rule["alert"] for rule in rules}) == len(rules)
