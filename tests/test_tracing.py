@@ -11,6 +11,7 @@ import pytest
 from opentelemetry.trace import NoOpTracerProvider
 
 from app.core import tracing
+from tests.collector import collector
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -47,6 +48,18 @@ def test_nothing_is_imported_for_traces_that_nobody_wants(environment: dict[str,
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert "opentelemetry.trace" in done.stdout.split()
     assert "opentelemetry.sdk" not in done.stdout.split()
+
+
+def test_a_key_in_a_path_is_not_sent_and_the_operator_names_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    with collector() as running:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", running.url)
+        monkeypatch.setenv("OTEL_SERVICE_NAME", "ours")
+        provider = tracing.make_provider("test")
+        path = f"/v1/jobs/sk_0123456789ab_{'s' * 43}"
+        provider.get_tracer("test").start_span("span", attributes={"url.path": path}).end()
+        tracing.close(provider)
+    [[(service, span)]] = running.spans.values()
+    assert (service, span.attributes[0].value.string_value) == ("ours", "/v1/jobs/sk_0123456789ab_…")
 
 
 @pytest.fixture

@@ -64,8 +64,9 @@ def session(parts: PartsDep) -> Iterator[Session]:
 SessionDep = Annotated[Session, Depends(session, scope="function")]
 
 
-def only_known_parameters(request: Request) -> None:
+async def only_known_parameters(request: Request) -> None:
     """A misspelt filter must not list everything, nor a misspelt `validate_only` train."""
+    # Not on a thread: health and metrics answer also when all of them hang on a database that does.
     if "job_id" in request.path_params:
         note(job_id=request.path_params["job_id"])
     known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]

@@ -12,7 +12,7 @@ from psycopg import sql
 from sqlalchemy import Connection, text
 
 from app.contract.status import Status
-from app.db import jobs
+from app.db import jobs, metrics
 from app.db.migrate import downgrade, upgrade
 from app.db.models import Base
 from app.db.session import make_engine, make_sessions
@@ -88,6 +88,21 @@ def test_going_back_leaves_one_end_of_each_log_and_none_of_a_job_that_runs_again
         ends = {job_id: connection.scalars(text(query), {"id": job_id}).all() for job_id in (ended, again)}
     assert ends == {ended: ["cancelled"], again: []}
     upgrade(url)
+    engine.dispose()
+
+
+def test_jobs_that_were_there_before_they_were_counted_are_counted_too(empty: Callable[[], str]) -> None:
+    url = empty()
+    upgrade(url)
+    engine = make_engine(url)
+    made = Jobs(make_sessions(engine))
+    for status in (Status.QUEUED, Status.FAILED, Status.FAILED):
+        made.in_state(status)
+    downgrade(url, "0006")
+    upgrade(url)
+    with made.sessions() as session:
+        found = {(total.metric, total.status, total.reason): total.count for total in metrics.totals(session)}
+    assert found == {("submitted", "", ""): 3, ("finished", "failed", "internal_error"): 2}
     engine.dispose()
 
 
