@@ -22,13 +22,17 @@ def main(url: str, folder: Path, job_id: str, *, fill: bool) -> None:
     if fill:
         threading.Thread(target=_fill, args=(folder, store.checkpoints(job_id)), daemon=True).start()
     sessions = make_sessions(engine)
-    nobody = {"wake": lambda _: None, "remind": lambda _: None, "working_on": lambda _: None}
-    run_job(job_id, Runtime("w/1", sessions, store, DatasetStore(None), 0.05, 30, 30, UNLIMITED, **nobody))
+    told = (_nobody, _nobody, _nobody)
+    run_job(job_id, Runtime("w/1", sessions, store, DatasetStore(None), 0.05, 30, 30, UNLIMITED, *told))
     with sessions() as session:
         for ended in sweep.untidied(session):
             store.tidy(ended.job_id, ended.attempt, ended.checkpoints)
     engine.dispose()
     sys.stdout.write(" ".join(sorted(path.name for path in folder.rglob("*") if path.is_file())))
+
+
+def _nobody(_: object) -> None:
+    """Hears of anything."""
 
 
 def _fill(folder: Path, checkpoints: Path) -> None:
