@@ -14,9 +14,10 @@ ARGS ?=
 SEED ?=
 JOBS ?= 80
 FAULTS ?= 100
+EXAMPLES ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test acceptance chaos frontier recount lint types openapi up clean
+.PHONY: help setup demo test acceptance chaos fuzz frontier recount lint types openapi up clean
 
 help: ## Show this list
 	@echo 'make TARGET, of which there are:'
@@ -36,6 +37,9 @@ acceptance: $(STAMP) ## Check what takes longer: experiment, demo, slow faults; 
 
 chaos: $(STAMP) ## Short jobs under random faults, and the verdict: [SEED=…] [JOBS=80] [FAULTS=100]
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --jobs $(JOBS) --faults $(FAULTS)
+
+fuzz: $(STAMP) ## Made-up requests for minutes, every answer held against the description: [SEED=…] [EXAMPLES=200]
+	@$(BIN)/python -m tests.fuzz $(if $(SEED),--seed $(SEED)) --examples $(EXAMPLES)
 
 frontier: $(STAMP) ## Prune MNIST networks as far as they go and write it down, for hours: DATA_DIR=folder; ARGS='--seeds 0'
 	@test -n "$$DATA_DIR" || { echo 'Say where MNIST/raw is: make frontier DATA_DIR=folder' >&2; exit 1; }

@@ -3,77 +3,27 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 import pytest
 
 from app.local import Stack
-
-# No description can say which cursors a list has given, which jobs there are to build on, what a state dict or a data
-# set is, which key is new, which copy of a job is the present one, that no label is given twice, which hosts may be
-# told of jobs, and how many of them there are already.
-# A stream of a job that waits has no end, and no test of a description should wait for a change.
-CONFIG = """\
-[[operations]]
-include-name = "GET /v1/jobs/{job_id}/events/stream"
-enabled = false
-[[operations]]
-include-name = "GET /v1/jobs/{job_id}"
-parameters = { "query.wait" = 0 }
-[[operations]]
-include-name = "GET /v1/jobs"
-checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 422]
-[[operations]]
-include-name = "PATCH /v1/jobs/{job_id}"
-checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 410, 412]
-[[operations]]
-include-name = "POST /v1/jobs/{job_id}/rerun"
-checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 410, 422]
-[[operations]]
-include-name = "POST /v1/jobs"
-checks.positive_data_acceptance.expected-statuses = ["2xx", 422]
-[[operations]]
-include-name = "POST /v1/checkpoints"
-checks.positive_data_acceptance.expected-statuses = ["2xx", 422]
-[[operations]]
-include-name = "POST /v1/datasets"
-checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 422]
-[[operations]]
-include-name = "GET /v1/datasets"
-checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 422]
-[[operations]]
-include-name = "POST /v1/webhooks"
-checks.positive_data_acceptance.expected-statuses = ["2xx", 409, 422]
-[[operations]]
-include-name = "PATCH /v1/webhooks/{webhook_id}"
-checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 422]
-[[operations]]
-include-name = "GET /v1/webhooks/{webhook_id}/deliveries"
-checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 404]
-"""
+from tests.fuzz import command
 
 
 @pytest.mark.parametrize(
     "phases",
     [
-        "examples,fuzzing",
+        "examples,fuzzing,stateful",
         pytest.param("coverage", marks=[pytest.mark.acceptance, pytest.mark.timeout(450)], id="thousands of cases"),
     ],
 )
 def test_whatever_the_description_allows_gets_an_answer_that_it_describes(
     idle_service: Stack, tmp_path: Path, phases: str
 ) -> None:
-    (tmp_path / "schemathesis.toml").write_text(CONFIG)
-    command = [
-        *(str(Path(sys.executable).with_name("schemathesis")), "run", f"{idle_service.url}/openapi.json"),
-        *("--header", f"Authorization: Bearer {idle_service.api_key}"),
-        *("--phases", phases, "--max-examples", "20", "--seed", "1"),
-        *("--no-color", "--generation-database", "none", "--warnings", "off"),
-    ]
-
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
+    run = command(idle_service, tmp_path, phases=phases, examples=10, seed=1)
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
 
     assert done.returncode == 0, done.stdout[-8_000:] + done.stderr
     assert "Tested:" in done.stdout
