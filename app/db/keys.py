@@ -41,7 +41,9 @@ def usable(session: Session, key_id: str) -> ApiKeyRow | None:
 def touch(session: Session, row: ApiKeyRow) -> None:
     """Note the use, at most once a minute: a read must not become a write each time."""
     if row.last_used_at is None or datetime.now(UTC) - row.last_used_at > timedelta(minutes=1):
-        session.execute(update(ApiKeyRow).where(ApiKeyRow.id == row.id).values(last_used_at=now()))
+        # Of requests at once, one notes it: the others must not wait for the end of its transaction.
+        free = select(ApiKeyRow.id).where(ApiKeyRow.id == row.id).with_for_update(skip_locked=True).scalar_subquery()
+        session.execute(update(ApiKeyRow).where(ApiKeyRow.id == free).values(last_used_at=now()))
 
 
 def all_keys(session: Session) -> Sequence[ApiKeyRow]:

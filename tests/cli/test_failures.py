@@ -12,7 +12,7 @@ import pytest
 from app.local import Stack
 from tests.cli.conftest import Done, Secateur
 
-COMMANDS = ("up", "demo", "api", "worker", "migrate", "keys", "submit", "status", "list", "wait", "cancel")
+COMMANDS = ("up", "demo", "api", "worker", "migrate", "keys", "tenants", "submit", "status", "list", "wait", "cancel")
 HEAVY = ("torch", "worker", "sqlalchemy", "celery", "fastapi", "uvicorn", "httpx", "app.local", "app.db")
 
 

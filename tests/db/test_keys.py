@@ -115,6 +115,17 @@ def test_rotating_keeps_the_term_and_never_lengthens_the_old_keys_life(sessions:
     assert (old.replaced_by, new.replaced_by) == (new.id, None)
 
 
+def test_of_requests_at_once_none_waits_for_another_to_have_noted_the_use(sessions: sessionmaker[Session]) -> None:
+    with sessions.begin() as session:
+        key, token = create_key(session, name="busy")
+    with sessions() as first, sessions() as second:
+        second.execute(text("SET lock_timeout = '1ms'"))
+        assert authenticate(first, token).key_id == authenticate(second, token).key_id == key.id
+        first.commit()
+    with sessions() as session:
+        assert list_keys(session)[0].last_used_at is not None
+
+
 @pytest.mark.parametrize("tenant", ["", "A", "a_b", "-a", "a-", "a" * 65, "a/b"])
 def test_a_tenant_is_a_plain_name(sessions: sessionmaker[Session], tenant: str) -> None:
     with sessions.begin() as session, pytest.raises(ValueError, match="tenant"):
