@@ -6,9 +6,10 @@ the figures are read from the reports that come back.
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,12 +23,12 @@ from rich.table import Table
 from rich.text import Text
 
 from app.cli.consoles import standard_output
-from app.cli.progress import watching
+from app.cli.progress import Show, watching
 from app.cli.tables import percent, size
 from app.contract.datasets import DatasetName
 from app.contract.report import Manifest, Report
 from app.local import Stack, stack
-from secateur_client import Client, Job
+from secateur_client import AsyncClient, Client, Job
 
 THRESHOLD = 0.01
 STRENGTH = 0.001
@@ -72,7 +73,7 @@ def run(*, dataset: str, data_dir: Path | None, output: Path, state_dir: Path | 
         for folder in FOLDERS:
             _require_ours(output / folder)
         with _running(console, state_dir, data_dir) as running, Client(running.url, running.api_key) as client:
-            reports = _run_jobs(console, client, dataset, output)
+            reports = _run_jobs(console, running, client, dataset, output)
     except ForeignFolder as error:
         console.print(str(error), style="red", soft_wrap=True)
         return 2
@@ -131,13 +132,13 @@ def _experiments(dataset: str) -> tuple[Experiment, Experiment]:
     )
 
 
-def _run_jobs(console: Console, client: Client, dataset: str, output: Path) -> dict[str, Report]:
+def _run_jobs(console: Console, running: Stack, client: Client, dataset: str, output: Path) -> dict[str, Report]:
     """Both trainings and their comparison, each downloaded into its folder. Returns the reports by title."""
     experiments = _experiments(dataset)
     ids = [client.submit(experiment.spec).id for experiment in experiments]
-    _wait(console, client, ids)
+    _wait(console, running, ids)
     comparison = client.submit({"kind": "compare", "jobs": ids, "display_name": "comparison"}).id
-    _wait(console, client, [comparison])
+    _wait(console, running, [comparison])
     for job_id, folder in zip([*ids, comparison], FOLDERS, strict=True):
         _download(client, job_id, output / folder)
     return {
@@ -146,17 +147,24 @@ def _run_jobs(console: Console, client: Client, dataset: str, output: Path) -> d
     }
 
 
-def _wait(console: Console, client: Client, job_ids: list[str]) -> None:
-    """Show the jobs until all are done. Raises JobFailed."""
+def _wait(console: Console, running: Stack, job_ids: Sequence[str]) -> None:
+    """Show the jobs, side by side, until all are done. Raises JobFailed."""
     with watching(console) as show:
-        for job in map(client.get, job_ids):
-            show(job)
-        # One worker takes them in this order.
-        for job_id in job_ids:
-            for job in client.watch(job_id):
+        jobs = asyncio.run(_followed(running, job_ids, show))
+    for job in jobs:
+        if not job.succeeded:
+            raise JobFailed(job)
+
+
+async def _followed(running: Stack, job_ids: Sequence[str], show: Show) -> Sequence[Job]:
+    async with AsyncClient(running.url, running.api_key) as client:
+
+        async def follow(job_id: str) -> Job:
+            async for job in client.watch(job_id):
                 show(job)
-            if not job.succeeded:
-                raise JobFailed(job)
+            return job
+
+        return await asyncio.gather(*map(follow, job_ids))
 
 
 def _require_ours(folder: Path) -> None:
