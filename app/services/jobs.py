@@ -268,8 +268,8 @@ class _Finished(NamedTuple):
 
 
 def _finished(session: Session, tenant: str, job_id: str, pointer: str, wanted: _Wanted) -> _Finished:
-    """Spec and result of a succeeded job of this tenant. Nobody purges it until the transaction
-    ends, when a job that reads its files may be there."""
+    """Spec and result of a succeeded job of this tenant. Nobody purges it until the transaction ends, when a job that
+    reads its files may be there."""
     row = jobs.get(session, job_id, tenant, lock="keep")
     if row is None or row.purged_at is not None:
         detail = f"there is no {wanted.called} {job_id}"

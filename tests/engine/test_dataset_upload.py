@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from app.contract.network import DataShape
 from app.contract.spec import DatasetImportSpec, UploadedFile
 from tests.engine.data_sets import arrays, folders, idx, idx_files, image, npz, uploaded, zipped
-from worker.engine import dataset_file
+from worker.engine import data, dataset_file
 from worker.engine.data import DatasetStore, digest
 from worker.engine.dataset_file import facts_of
 from worker.engine.dataset_upload import MAX_IMAGE_BYTES, read_apart, read_upload
@@ -100,6 +100,20 @@ def test_a_data_set_is_kept_and_read_back_to_the_bit(tmp_path: Path) -> None:
     assert dataset.train_images.shape == (30, 3, 12, 10)
     assert float(dataset.train_images.max()) == RGB["train_images"].max() / np.float32(255)
     assert store.read("job_y", path).train_images is dataset.train_images
+
+
+def test_a_store_lets_go_of_what_takes_too_much_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / f"{number}.safetensors" for number in (32, 31, 30)]
+    for path in paths:
+        dataset_file.write(path, read_upload(*uploaded(tmp_path, npz(arrays(int(path.stem))))))
+    store = DatasetStore(None)
+    monkeypatch.setattr(data, "KEPT_BYTES", store.read("first", paths[0]).size)
+    first, second = (store.read("x", path).train_images for path in paths[:2])
+
+    store.read("third", paths[2])
+
+    assert store.read("second", paths[1]).train_images is second
+    assert store.read("first", paths[0]).train_images is not first
 
 
 def _header(name: str, shape: tuple[int, ...], descr: str = "|u1") -> bytes:
