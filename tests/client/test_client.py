@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from app.local import Stack
 from secateur_client import (
     Artifact,
     AsyncClient,
@@ -22,6 +23,7 @@ from secateur_client import (
     DigestMismatch,
     DownloadFailed,
     FieldError,
+    Gone,
     Invalid,
     NotSecateur,
     Problem,
@@ -29,6 +31,7 @@ from secateur_client import (
     WaitTimeout,
 )
 from tests.client.conftest import Connect, Reply, Told, artifact_of, job_document
+from tests.engine.data_sets import arrays, npz
 
 BODY = bytes(range(256)) * 40
 BUSY = Reply(503, b"upstream is away", {"Retry-After": "0"})
@@ -252,10 +255,25 @@ def test_a_file_is_sent_as_it_is_with_its_length(told: Told, connect: Connect, t
         job = client.upload_checkpoint(tmp_path / "a network.pt", display_name="mine", labels={"team": "a:b"})
     (request,) = told.requests
     assert job.id == "j"
-    assert (request.method, request.path) == ("POST", "/v1/checkpoints?label=team%3Aa%3Ab&display_name=mine")
+    assert (request.method, request.path) == ("POST", "/v1/checkpoints?display_name=mine&label=team%3Aa%3Ab")
     assert request.headers["Content-Type"] == "application/octet-stream"
     assert request.headers["Content-Length"] == str(len(BODY))
     assert request.body == BODY
+
+
+def test_a_data_set_is_sent_found_and_deleted(idle_service: Stack, connect: Connect, tmp_path: Path) -> None:
+    (tmp_path / "mine.npz").write_bytes(npz(arrays()))
+    with connect(idle_service.url, idle_service.api_key) as client:
+        sent = client.upload_dataset(tmp_path / "mine.npz", name="mine", labels={"team": "a"})
+        assert (sent.name, sent.status, sent.labels) == ("mine", "checking", {"team": "a"})
+        assert client.dataset(sent.id).job_id == sent.job_id
+        assert sent.id in [each.id for each in client.datasets()]
+        client.cancel(sent.job_id)
+        assert client.dataset(sent.id).status == "rejected"
+        client.delete_dataset(sent.id)
+        client.delete_dataset(sent.id)
+        with pytest.raises(Gone):
+            client.dataset(sent.id)
 
 
 def test_an_upload_is_repeated_from_its_first_byte_with_the_same_key(

@@ -7,7 +7,7 @@ import math
 import time
 from builtins import list as List  # noqa: N812 - `list` is a method here
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -82,7 +82,7 @@ class Calls:
     async def submit(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
         """Submit a job, once, however often the request has to be sent: each of its tries bears the same key. Give a
         key of your own for that to hold over several calls, such as before and after a crash."""
-        return await self._made("/v1/jobs", idempotency_key, document=spec)
+        return await self._made(Job, "/v1/jobs", idempotency_key, document=spec)
 
     async def validate(self, spec: Mapping[str, Any]) -> Validation:
         """The resolved spec and an estimate; nothing is stored."""
@@ -99,14 +99,12 @@ class Calls:
     ) -> Job:
         """Send a state dict of the cnn architecture, as safetensors or as torch.save writes it, piece by piece; returns
         the job that imports it: one, however often the file has to be sent. Raises OSError when it cannot be read."""
-        params: dict[str, Any] = {"label": [f"{key}:{value}" for key, value in (labels or {}).items()]}
-        if display_name is not None:
-            params["display_name"] = display_name
-        return await self._made("/v1/checkpoints", idempotency_key, params=params, file=path)
+        params = {"display_name": display_name, "label": _pairs(labels)}
+        return await self._made(Job, "/v1/checkpoints", idempotency_key, params=params, file=path)
 
     async def rerun(self, job: JobRef, *, idempotency_key: str | None = None) -> Job:
         """Submit the spec of a job as a new one."""
-        return await self._made(f"{_path(job)}/rerun", idempotency_key)
+        return await self._made(Job, f"{_path(job)}/rerun", idempotency_key)
 
     async def get(self, job: JobRef) -> Job:
         """The job as it is now."""
@@ -166,7 +164,7 @@ class Calls:
             "limit": page_size,
             "status": [*status],
             "kind": [*kind],
-            "label": [f"{key}:{value}" for key, value in (labels or {}).items()],
+            "label": _pairs(labels),
             "parent": parent and _id(parent),
             "created_after": created_after and created_after.isoformat(),
             "created_before": created_before and created_before.isoformat(),
@@ -320,10 +318,32 @@ class Calls:
         """What a spec may ask for, with ranges and defaults."""
         return (await self._get(Resource, "/v1/options")).as_json()
 
+    async def upload_dataset(
+        self,
+        path: Path,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Dataset:
+        """Send a data set, as an .npz or a zip of class folders, piece by piece. It can be used once its `status` is
+        `ready`, which its job decides: wait for that. Raises OSError when the file cannot be read."""
+        params = {"name": name, "label": _pairs(labels)}
+        return await self._made(Dataset, "/v1/datasets", idempotency_key, params=params, file=path)
+
+    async def dataset(self, dataset_id: str) -> Dataset:
+        """An uploaded data set as it is now."""
+        return await self._get(Dataset, f"/v1/datasets/{quote(dataset_id, safe='')}")
+
     async def datasets(self) -> AsyncGenerator[Dataset]:
-        """The data sets that a spec may name."""
+        """The uploaded data sets, newest first; those that need no upload are in `options`."""
         async for dataset in self._pages(Dataset, "/v1/datasets", {}):
             yield dataset
+
+    async def delete_dataset(self, dataset_id: str) -> None:
+        """Delete a data set that no job needs, for good. One that is deleted already is no error."""
+        with suppress(Gone):
+            await self._answer(self._request("DELETE", f"/v1/datasets/{quote(dataset_id, safe='')}"))
 
     async def system(self) -> System:
         """The queue, the workers and the versions."""
@@ -362,10 +382,10 @@ class Calls:
         sent |= headers or {}
         return httpx.Request(method, url, headers=sent, content=content, stream=body, extensions=extensions)
 
-    async def _made(self, path: str, key: str | None, **content: Any) -> Job:
+    async def _made(self, resource: type[R], path: str, key: str | None, **content: Any) -> R:
         """What makes a job, with a key under which it may be sent as often as a read."""
         headers = {"Idempotency-Key": uuid4().hex if key is None else key}
-        return _parsed(Job, await self._answer(self._request("POST", path, headers=headers, **content)))
+        return _parsed(resource, await self._answer(self._request("POST", path, headers=headers, **content)))
 
     async def _get(self, resource: type[R], path: str) -> R:
         return _parsed(resource, await self._answer(self._request("GET", path)))
@@ -451,6 +471,10 @@ def _headers(api_key: str | None) -> dict[str, str]:
 
 def _id(job: JobRef) -> str:
     return job.id if isinstance(job, Job) else job
+
+
+def _pairs(labels: Mapping[str, str] | None) -> List[str]:
+    return [f"{key}:{value}" for key, value in (labels or {}).items()]
 
 
 def _path(job: JobRef) -> str:

@@ -150,6 +150,22 @@ class Client:
     def options(self) -> dict[str, Any]:
         return run(self._calls.options())
 
+    def upload_dataset(
+        self,
+        path: Path,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Dataset:
+        return run(self._calls.upload_dataset(path, name=name, labels=labels, idempotency_key=idempotency_key))
+
+    def dataset(self, dataset_id: str) -> Dataset:
+        return run(self._calls.dataset(dataset_id))
+
+    def delete_dataset(self, dataset_id: str) -> None:
+        run(self._calls.delete_dataset(dataset_id))
+
     def datasets(self) -> Iterator[Dataset]:
         return iterate(self._calls.datasets())
 
