@@ -12,5 +12,10 @@ def now() -> ColumnElement[Any]:
     return func.clock_timestamp()
 
 
+def asked_at() -> ColumnElement[Any]:
+    """The moment at which the statement began, for its conditions: what holds still can be looked up in an index."""
+    return func.statement_timestamp()
+
+
 def seconds(count: float | SQLColumnExpression[Any]) -> ColumnElement[Any]:
     return func.make_interval(0, 0, 0, 0, 0, 0, count, type_=Interval)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, aliased
 
 from app.contract.failure import Failure, FailureCode
 from app.contract.status import Status
-from app.db.clock import now, seconds
+from app.db.clock import asked_at, now, seconds
 from app.db.models import TERMINAL_STATES, IdempotencyRow, JobRow, PurgedRow
 from app.db.moves import ENDED, LEASED, NewEvent, move, requeued
 
@@ -52,11 +52,11 @@ def _failed(session: Session, where: ColumnElement[bool], code: FailureCode, mes
 
 def sweep(session: Session, *, max_attempts: int) -> dict[str, list[str]]:
     """Give every job that is stuck its way out. Returns the ids by action."""
-    overdue = and_(JobRow.status.in_(LEASED), JobRow.lease_expires_at <= now())
+    overdue = and_(JobRow.status.in_(LEASED), JobRow.lease_expires_at <= asked_at())
     # Asked again by each statement: a lease may run out between two of them.
     may_go_on = JobRow.crashes + 1 < max_attempts
     running = JobRow.status == Status.RUNNING
-    late = or_(overdue, JobRow.cancel_deadline < now(), JobRow.runtime_deadline < now())
+    late = or_(overdue, JobRow.cancel_deadline < asked_at(), JobRow.runtime_deadline < asked_at())
     return {
         "cancelled": _moved(
             session,
@@ -67,7 +67,7 @@ def sweep(session: Session, *, max_attempts: int) -> dict[str, list[str]]:
         ),
         "runtime_timeout": _failed(
             session,
-            and_(running, JobRow.runtime_deadline < now()),
+            and_(running, JobRow.runtime_deadline < asked_at()),
             FailureCode.RUNTIME_TIMEOUT,
             "The job ran longer than limits.max_runtime_seconds: raise the limit, or ask for fewer epochs.",
         ),
@@ -85,7 +85,7 @@ def sweep(session: Session, *, max_attempts: int) -> dict[str, list[str]]:
         ),
         "queue_timeout": _failed(
             session,
-            and_(JobRow.status == Status.QUEUED, JobRow.queue_deadline < now()),
+            and_(JobRow.status == Status.QUEUED, JobRow.queue_deadline < asked_at()),
             FailureCode.QUEUE_TIMEOUT,
             "No worker took the job within limits.max_queue_seconds: see /v1/system for workers, then submit again.",
         ),
@@ -94,7 +94,7 @@ def sweep(session: Session, *, max_attempts: int) -> dict[str, list[str]]:
 
 def due_messages(session: Session) -> list[str]:
     """Queued jobs whose wake-up message is due. Each is due again after 60 s·2^k, at most an hour."""
-    due = and_(JobRow.status == Status.QUEUED, JobRow.publish_at <= now())
+    due = and_(JobRow.status == Status.QUEUED, JobRow.publish_at <= asked_at())
     wait = func.least(60 * func.power(2, func.least(JobRow.publishes, 10)), 3600)
     return list(
         session.scalars(
@@ -122,7 +122,7 @@ def expire(session: Session) -> list[str]:
     """Purge some jobs whose time is over, but none that another one still reads. Returns their ids."""
     reader = aliased(JobRow)
     read = select(reader.id).where(reader.sources.contains(array([JobRow.id])), reader.status.not_in(TERMINAL_STATES))
-    over = and_(JobRow.expires_at <= now(), JobRow.purged_at.is_(None), ~read.exists())
+    over = and_(JobRow.expires_at <= asked_at(), JobRow.purged_at.is_(None), ~read.exists())
     query = select(JobRow.id).where(over).order_by(JobRow.expires_at).limit(SWEEP_BATCH)
     chosen = session.scalars(query.with_for_update(skip_locked=True)).all()
     if not chosen:
@@ -136,7 +136,7 @@ def expire(session: Session) -> list[str]:
 
 def doomed(session: Session) -> Sequence[str]:
     """Some purged jobs whose bytes are to go, their rows locked until the transaction ends. Then they are `buried`."""
-    over = JobRow.purged_at <= now() - seconds(PURGE_GRACE_SECONDS)
+    over = JobRow.purged_at <= asked_at() - seconds(PURGE_GRACE_SECONDS)
     query = select(JobRow.id).where(over).order_by(JobRow.purged_at).limit(TIDY_BATCH)
     return session.scalars(query.with_for_update(skip_locked=True)).all()
 
@@ -150,8 +150,8 @@ def buried(session: Session, job_ids: Sequence[str]) -> None:
 
 def forget(session: Session) -> None:
     """What nobody can ask for any more: old idempotency keys, and marks of jobs that were purged long ago."""
-    session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < now() - seconds(KEY_KEPT_SECONDS)))
-    session.execute(delete(PurgedRow).where(PurgedRow.purged_at < now() - seconds(MARK_KEPT_SECONDS)))
+    session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < asked_at() - seconds(KEY_KEPT_SECONDS)))
+    session.execute(delete(PurgedRow).where(PurgedRow.purged_at < asked_at() - seconds(MARK_KEPT_SECONDS)))
 
 
 class Ended(NamedTuple):
