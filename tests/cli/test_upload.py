@@ -41,7 +41,7 @@ def test_waiting_shows_the_network_that_was_found(secateur: Secateur, checkpoint
 
     assert done.code == 0
     assert "channels 2, 3, 4, hidden 5" in done.out
-    assert f"of {MODEL.parameters:,}" in done.out
+    assert f"of {MODEL.parameters():,}" in done.out
     assert done.err.splitlines()[-1].endswith(": succeeded")
 
 
