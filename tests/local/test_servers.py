@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psycopg
 import pytest
@@ -19,8 +20,12 @@ SECRETS = ("password", "operator-password", "valkey.conf")
 
 
 @pytest.mark.parametrize("name", ["state", LONG])
-def test_postgres_finds_its_data_again_and_takes_its_socket_away(tmp_path: Path, name: str) -> None:
-    folder = tmp_path / name
+def test_postgres_finds_its_data_again_and_takes_its_socket_away(name: str) -> None:
+    with TemporaryDirectory() as short:
+        _held_to_its_socket(Path(short) / name, is_far=name == LONG)
+
+
+def _held_to_its_socket(folder: Path, *, is_far: bool) -> None:
     with start_postgres(folder, durable=False) as server, psycopg.connect(server.url) as connection:
         connection.execute("CREATE TABLE kept (value int)")
         connection.execute("INSERT INTO kept VALUES (7)")
@@ -31,7 +36,7 @@ def test_postgres_finds_its_data_again_and_takes_its_socket_away(tmp_path: Path,
         note = folder / "socket-folder"
         far = Path(note.read_text()) if note.exists() else None
     assert not _sockets(folder)
-    assert (far is not None) == (name == LONG)
+    assert (far is not None) == is_far
     assert far is None or not far.exists()
 
 

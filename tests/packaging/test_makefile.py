@@ -20,6 +20,7 @@ TARGETS = [
         "test",
         "acceptance",
         "chaos",
+        "fuzz",
         "frontier",
         "recount",
         "lint",
