@@ -1,121 +1,16 @@
-"""The HTTP application, built in a function; what it opens, its lifespan closes."""
+"""Where the API's process begins: the application, imported at less than it would cost."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+import gc
 
-from fastapi import Depends, FastAPI
-from starlette.concurrency import run_in_threadpool
+# Nearly all that an import makes is there to stay. Looking through it for garbage, over and over, took a tenth of the
+# start; and what is frozen is not looked through later either.
+gc.disable()
 
-import app.api.errors as problems
-from app.api import openapi
-from app.api.deps import Parts, only_known_parameters
-from app.api.metrics import Metrics, Watch
-from app.api.middleware import BodyLimit, Bounds, RequestContext
-from app.api.routes import artifacts, catalogue, checkpoints, compare, datasets, health, jobs, metrics, quotas, webhooks
-from app.core import tracing
-from app.core.settings import Settings
-from app.core.version import VERSION
-from app.db.changes import Changes
-from app.db.session import make_engine, make_sessions
-from app.queue import Queue, make_celery
-from app.rates import Rates
-from app.storage import LocalStore
-from app.sweeping import Round, Sweeper
+from app.api.application import create_app  # noqa: E402
 
-if TYPE_CHECKING:
-    from app.delivery.loop import Deliverer
+gc.freeze()
+gc.enable()
 
-# Routes run on threads, forty at most: with a connection for each, none waits for one.
-POOL_SIZE = 20
-
-UNTRACED = frozenset({"/livez", "/readyz", "/metrics"})
-"""What asks every few seconds, and is no part of anything."""
-
-
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application. Without settings, those of the environment; raises when they are missing or wrong."""
-    settings = settings or Settings()
-
-    changes = Changes(settings.libpq_url)
-    traces = tracing.make_provider("secateur-api")
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        parts = _open(settings, changes)
-        sweeper = Sweeper(
-            Round(parts.sessions, parts.queue, parts.store, settings.max_attempts, settings.limits.max_running),
-            interval_seconds=settings.sweep_seconds,
-        )
-        deliverer = _deliverer(parts)
-        app.state.parts = parts
-        app.state.watch = Watch(parts.sessions, parts.queue)
-        changes.start()
-        sweeper.start()
-        deliverer.start()
-        try:
-            yield
-        finally:
-            await changes.stop()
-            await deliverer.stop()
-            await run_in_threadpool(sweeper.stop)
-            parts.queue.close()
-            parts.rates.close()
-            parts.engine.dispose()
-            await run_in_threadpool(tracing.close, traces)
-
-    app = FastAPI(
-        title="Secateur",
-        version=VERSION,
-        summary="Trains a regularized CNN, prunes it, and returns the smaller network with the evidence.",
-        lifespan=lifespan,
-        redoc_url=None,
-        redirect_slashes=False,
-        telemetry={
-            "tracer_provider": traces,
-            "exclude": lambda scope: scope["path"] in UNTRACED,
-            "operation_spans": False,
-            "metrics": False,
-            "logs": False,
-            "auto_configure": False,
-        },
-    )
-    app.state.changes = changes
-    app.state.metrics = Metrics()
-    app.state.routes = []
-    for module in (jobs, compare, checkpoints, datasets, artifacts, webhooks, quotas, catalogue, health, metrics):
-        app.include_router(module.router, dependencies=[Depends(only_known_parameters)])
-        app.state.routes += module.router.routes
-    problems.install(app)
-    openapi.install(app)
-    usual = Bounds(settings.max_body_bytes, settings.body_seconds, settings.body_seconds)
-    uploads = Bounds(settings.max_checkpoint_bytes, settings.upload_seconds, settings.body_seconds)
-    of_paths = {checkpoints.PATH: uploads, datasets.PATH: uploads._replace(max_bytes=settings.max_dataset_bytes)}
-    app.add_middleware(BodyLimit, usual=usual, of_paths=of_paths)
-    app.add_middleware(RequestContext, metrics=app.state.metrics)
-    return app
-
-
-def _open(settings: Settings, changes: Changes) -> Parts:
-    engine = make_engine(settings.sqlalchemy_url, pool_size=POOL_SIZE)
-    return Parts(
-        settings=settings,
-        engine=engine,
-        sessions=make_sessions(engine),
-        queue=Queue(make_celery(settings.redis_url.get_secret_value())),
-        store=LocalStore(settings.artifact_dir),
-        changes=changes,
-        rates=Rates(settings.redis_url.get_secret_value()),
-    )
-
-
-def _deliverer(parts: Parts) -> Deliverer:
-    # It brings an HTTP client, which whoever only looks at the application can do without.
-    from app.delivery.guard import Resolver
-    from app.delivery.loop import MOST, Deliverer
-    from app.delivery.sender import Sender
-
-    sender = Sender(Resolver(threads=MOST), allow_private=parts.settings.webhook_allow_private)
-    return Deliverer(parts.sessions, sender)
+__all__ = ["create_app"]
