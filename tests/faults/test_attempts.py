@@ -100,17 +100,19 @@ def test_a_zombie_attempt_is_fenced_and_leaves_nothing(cluster: Cluster, undistu
         until = time.monotonic() + LEASE_SECONDS + 4
         cluster.wait_for_training(job_id, 2, timeout=LEASE_SECONDS + 10)
         wait_until(lambda: time.monotonic() > until, timeout=60, what="the lease has been over for a while")
-    wait_until(
-        lambda: f'"{job_id}", "attempt": 1, "outcome": "fenced"' in cluster.log_of_workers(),
-        timeout=10,
-        what="the zombie has found out",
-    )
+    wait_until(lambda: _outcomes(cluster, job_id).get(1) == "fenced", timeout=10, what="the zombie has found out")
     assert not (cluster.folder(job_id) / ".1.partial").exists()
     job = ended(cluster.http, job_id)
     assert cluster.model_sha256(job) == undisturbed
     assert job["attempt"] == 2
     cluster.wait_until_tidy(job)
     assert cluster.types(job_id).count("succeeded") == 1
+
+
+def _outcomes(cluster: Cluster, job_id: str) -> dict[int, str]:
+    """What the workers' log says became of each attempt."""
+    told = [json.loads(line) for line in cluster.log_of_workers().splitlines() if "attempt ended" in line]
+    return {line["attempt"]: line["outcome"] for line in told if line["job_id"] == job_id}
 
 
 @SLOW
