@@ -42,6 +42,13 @@ STEPS = 15
 ENDLESS = train_spec(training={"epochs": 1000})
 
 
+def _names(folder: Path) -> list[str]:
+    try:
+        return [path.name for path in folder.iterdir()]
+    except FileNotFoundError:  # it may go at any moment
+        return []
+
+
 class Cluster:
     """The service and its client."""
 
@@ -132,7 +139,7 @@ class Cluster:
         kept = [str(job["attempt"])] if job["status"] == "succeeded" else []
         folder = self.folder(job["id"])
         wait_until(
-            lambda: [path.name for path in folder.glob("*")] == kept,
+            lambda: _names(folder) == kept,
             timeout=10,
             what=f"of {folder} only {kept} is left",
         )
