@@ -26,6 +26,9 @@ from app.storage import LocalStore
 from app.sweeping import Round, Sweeper
 
 if TYPE_CHECKING:
+    from fastapi.telemetry import TelemetryConfig
+    from opentelemetry.trace import TracerProvider
+
     from app.delivery.loop import Deliverer
 
 # Routes run on threads, forty at most: with a connection for each, none waits for one.
@@ -73,14 +76,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
-        telemetry={
-            "tracer_provider": traces,
-            "exclude": lambda scope: scope["path"] in UNTRACED,
-            "operation_spans": False,
-            "metrics": False,
-            "logs": False,
-            "auto_configure": False,
-        },
+        telemetry=_spans(traces),
     )
     app.state.changes = changes
     app.state.metrics = Metrics()
@@ -90,12 +86,28 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.routes += module.router.routes
     problems.install(app)
     openapi.install(app)
+    _bound_bodies(app, settings)
+    app.add_middleware(RequestContext, metrics=app.state.metrics)  # the last one added is the outermost
+    return app
+
+
+def _spans(traces: TracerProvider) -> TelemetryConfig:
+    """Of what FastAPI could tell of itself: a span a request. The rest is ours to say."""
+    return {
+        "tracer_provider": traces,
+        "exclude": lambda scope: scope["path"] in UNTRACED,
+        "operation_spans": False,
+        "metrics": False,
+        "logs": False,
+        "auto_configure": False,
+    }
+
+
+def _bound_bodies(app: FastAPI, settings: Settings) -> None:
     usual = Bounds(settings.max_body_bytes, settings.body_seconds, settings.body_seconds)
     uploads = Bounds(settings.max_checkpoint_bytes, settings.upload_seconds, settings.body_seconds)
     of_paths = {checkpoints.PATH: uploads, datasets.PATH: uploads._replace(max_bytes=settings.max_dataset_bytes)}
     app.add_middleware(BodyLimit, usual=usual, of_paths=of_paths)
-    app.add_middleware(RequestContext, metrics=app.state.metrics)
-    return app
 
 
 def _open(settings: Settings, changes: Changes) -> Parts:
