@@ -27,7 +27,7 @@ from app.local import Stack, stack
 from worker.engine.device import name_of
 
 RESULTS = Path(__file__).with_name("polling.md")
-ENV = {"SECATEUR_WORKER_THREADS": "1"}
+ENV = {"SECATEUR_WORKER_THREADS": "1", "SECATEUR_REQUESTS_PER_MINUTE": "none"}
 
 
 @dataclass
