@@ -46,7 +46,7 @@ def accepted(
 
     done = once(session, request, made)
     note(job_id=done.job_id)
-    headers = {"Location": shown.url(done.job_id), "Retry-After": resources.SOON}
+    headers = {"Location": shown.url(done.job_id), "Retry-After": str(resources.SOON)}
     if done.replayed:
         headers["Idempotency-Replayed"] = "true"
     else:

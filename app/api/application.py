@@ -15,7 +15,9 @@ from app.api.deps import Parts, only_known_parameters
 from app.api.metrics import Metrics, Watch
 from app.api.middleware import BodyLimit, Bounds, RequestContext
 from app.api.routes import artifacts, catalogue, checkpoints, compare, datasets, health, jobs, metrics, quotas, webhooks
+from app.api.sharing import Shared
 from app.core import tracing
+from app.core.pace import Pace
 from app.core.settings import Settings
 from app.core.version import VERSION
 from app.db.changes import Changes
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 # Routes run on threads, forty at most: with a connection for each, none waits for one.
 POOL_SIZE = 20
+
+POLLS_A_SECOND = 50
+"""Clients that look at jobs again and again are told to come back at this rate all together, however many they are."""
 
 UNTRACED = frozenset({"/livez", "/readyz", "/metrics"})
 """What asks every few seconds, and is no part of anything."""
@@ -116,10 +121,13 @@ def _open(settings: Settings, changes: Changes) -> Parts:
         settings=settings,
         engine=engine,
         sessions=make_sessions(engine),
+        reads=make_sessions(engine.execution_options(isolation_level="AUTOCOMMIT")),
         queue=Queue(make_celery(settings.redis_url.get_secret_value())),
         store=LocalStore(settings.artifact_dir),
         changes=changes,
         rates=Rates(settings.redis_url.get_secret_value()),
+        shared=Shared(),
+        polls=Pace(POLLS_A_SECOND),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 
@@ -12,20 +12,24 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import AwareDatetime, BeforeValidator
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
+from starlette.concurrency import run_in_threadpool
 
+from app.api.sharing import Shared
 from app.contract.explain import FieldError, unknown
 from app.contract.patch import JobPatch
 from app.contract.spec import MAX_LABELS, CompareSpec, Label, PruneSpec, TrainSpec
 from app.contract.webhooks import NewWebhook, WebhookPatch
 from app.core.errors import Forbidden, InvalidParameter, Unauthenticated, UnsupportedMediaType
+from app.core.limits import UNLIMITED
 from app.core.logging import note
+from app.core.pace import Pace
 from app.core.settings import Settings
 from app.db.changes import Changes
 from app.queue import Queue
 from app.rates import Rates
 from app.services import jobs, webhooks
 from app.services.jobs import Terms
-from app.services.keys import ANYBODY, Principal, Scope, authenticate
+from app.services.keys import Principal, Scope, anybody, authenticate
 from app.services.quotas import charge
 from app.storage import ArtifactStore
 
@@ -37,17 +41,22 @@ class Parts:
     settings: Settings
     engine: Engine
     sessions: sessionmaker[Session]
+    reads: sessionmaker[Session]
+    """Sessions each of whose statements is a transaction of its own."""
     queue: Queue
     store: ArtifactStore
     changes: Changes
     rates: Rates
+    shared: Shared
+    polls: Pace
 
     @property
     def terms(self) -> Terms:
         return Terms(self.settings.retention_days, self.settings.limits)
 
 
-def parts(request: Request) -> Parts:
+# Whatever here is not `async` would run on a thread, to and from which is a tenth of a request's way.
+async def parts(request: Request) -> Parts:
     found: Parts = request.app.state.parts
     return found
 
@@ -55,10 +64,14 @@ def parts(request: Request) -> Parts:
 PartsDep = Annotated[Parts, Depends(parts)]
 
 
-def session(parts: PartsDep) -> Iterator[Session]:
+async def session(parts: PartsDep) -> AsyncIterator[Session]:
     """One transaction a request, committed before the answer leaves, rolled back when the route raises."""
-    with parts.sessions.begin() as opened:
+    opened = parts.sessions()  # which does nothing until it is asked something
+    try:
         yield opened
+        await run_in_threadpool(opened.commit)
+    finally:
+        await run_in_threadpool(opened.close)
 
 
 SessionDep = Annotated[Session, Depends(session, scope="function")]
@@ -85,50 +98,40 @@ _bearer = HTTPBearer(auto_error=False, description="A key made by `secateur keys
 Credentials: TypeAlias = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 
 
-def principal(parts: PartsDep, session: SessionDep, credentials: Credentials) -> Principal:
-    """Who asks, as one of the tenant's requests of this minute."""
-    who = ANYBODY
-    if parts.settings.auth_required:
-        if credentials is None:
-            raise Unauthenticated
-        who = authenticate(session, credentials.credentials)
+async def _principal(parts: Parts, credentials: HTTPAuthorizationCredentials | None) -> Principal:
+    """Who asks, as one of the tenant's requests of this minute. In a transaction of its own: a request that takes its
+    time holds neither a connection, nor a transaction, which the database would end."""
+    token = credentials.credentials if credentials is not None else None
+    if token is None and parts.settings.auth_required:
+        raise Unauthenticated
+    who = await parts.shared.ask(("key", token), lambda: _known(parts, token))
     note(tenant=who.tenant, key_id=who.key_id)
-    charge(session, parts.rates, who.tenant, parts.settings.limits)
+    own, usual = who.requests_per_minute, parts.settings.limits.requests_per_minute
+    if (limit := usual if own is None else own) != UNLIMITED:
+        await run_in_threadpool(charge, parts.rates, who, limit)
     return who
 
 
-def requires(scope: Scope) -> Callable[[Principal], Principal]:
-    def check(who: Annotated[Principal, Depends(principal)]) -> Principal:
-        return _allowed(who, scope)
-
-    return check
+def _known(parts: Parts, token: str | None) -> Principal:
+    with parts.reads() as session:
+        return authenticate(session, token) if token is not None and parts.settings.auth_required else anybody(session)
 
 
-def _allowed(who: Principal, scope: Scope) -> Principal:
-    if not who.may(scope):
-        raise Forbidden(f"This needs the scope {scope}; the key has {', '.join(sorted(who.scopes))}.")
-    return who
-
-
-def requires_alone(scope: Scope) -> Callable[[PartsDep, Credentials], Principal]:
-    """The same, found out in a transaction of its own: for a request that takes its time, in which nobody should hold a
-    connection, nor a transaction, which the database would end."""
-
-    def check(parts: PartsDep, credentials: Credentials) -> Principal:
-        with parts.sessions.begin() as session:
-            return _allowed(principal(parts, session, credentials), scope)
+def requires(scope: Scope) -> Callable[[PartsDep, Credentials], Awaitable[Principal]]:
+    async def check(parts: PartsDep, credentials: Credentials) -> Principal:
+        who = await _principal(parts, credentials)
+        if not who.may(scope):
+            raise Forbidden(f"This needs the scope {scope}; the key has {', '.join(sorted(who.scopes))}.")
+        return who
 
     return check
 
 
 ReaderDep = Annotated[Principal, Depends(requires(Scope.JOBS_READ))]
 WriterDep = Annotated[Principal, Depends(requires(Scope.JOBS_WRITE))]
-PatientReaderDep = Annotated[Principal, Depends(requires_alone(Scope.JOBS_READ))]
-UploaderDep = Annotated[Principal, Depends(requires_alone(Scope.JOBS_WRITE))]
+ArtifactReaderDep = Annotated[Principal, Depends(requires(Scope.ARTIFACTS_READ))]
 READER_ONLY = Depends(requires(Scope.JOBS_READ))
 """For a route that wants a reader's key and no tenant."""
-
-ArtifactReaderDep = Annotated[Principal, Depends(requires(Scope.ARTIFACTS_READ))]
 
 
 IdempotencyKey = Annotated[

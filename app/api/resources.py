@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import UTC, datetime
 from typing import Any
@@ -164,10 +165,11 @@ def delivery(row: DeliveryRow) -> Delivery:
     return Delivery.model_validate(row)
 
 
-SOON = "2"
+SOON = 2
 
 
-def retry_after(row: JobRow) -> str:
-    """Seconds until a client should look again: soon for a young job, later for one that takes its time."""
-    age = (datetime.now(UTC) - row.queued_at).total_seconds()
-    return SOON if age < 60 else "5" if age < 600 else "15"
+def retry_after(queued_at: datetime, turn: float = 0.0) -> str:
+    """Seconds until a client should look again: soon at a young job, later at one that takes its time; and not before
+    its `turn` comes in so many seconds."""
+    age = (datetime.now(UTC) - queued_at).total_seconds()
+    return str(max(SOON if age < 60 else 5 if age < 600 else 15, math.ceil(turn)))

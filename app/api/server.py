@@ -12,6 +12,10 @@ from app.core.settings import Settings
 GRACE_SECONDS = 10
 """What requests have left when the process is told to end."""
 
+KEEP_ALIVE_SECONDS = 75
+"""What a connection may rest between two requests: longer than a client is ever told to wait before it comes again, or
+its next request would now and then meet the end of its connection."""
+
 
 class Server(uvicorn.Server):
     """Sends those home who wait for something to change, and only then waits for all requests to end."""
@@ -28,6 +32,7 @@ def serve(settings: Settings, *, host: str, port: int) -> None:
         host=host,
         port=port,
         timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         access_log=False,
         log_config=None,
     )

@@ -7,13 +7,33 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
+from app.core.pace import Pace
 from app.db.session import CONNECT_SECONDS, KEEPALIVE
 
 logger = logging.getLogger(__name__)
 
 RECONNECT_SECONDS = 1.0
+
+PROGRESS_A_SECOND = 50
+"""Of those who are patient, so many are told of mere progress. A thousand that wait for one job would otherwise ask for
+it as often as it makes a step, and leave no time for anything else."""
+
+_CHANGES, _PROGRESS = "jobs", "jobs_progress"
+"""What the database calls them: what became of a job, and how far it has come."""
+
+
+@dataclass(eq=False)
+class _Waiter:
+    patient: bool
+    event: asyncio.Event = field(default_factory=asyncio.Event)
+    due: asyncio.TimerHandle | None = None
+
+    def wake(self) -> None:
+        self.due = None
+        self.event.set()
 
 
 class Changes:
@@ -25,7 +45,8 @@ class Changes:
 
     def __init__(self, database_url: str) -> None:
         self._url = database_url
-        self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._waiting: dict[str, set[_Waiter]] = defaultdict(set)
+        self._pace = Pace(PROGRESS_A_SECOND)
         self._leaving = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -36,15 +57,18 @@ class Changes:
         return self._leaving
 
     @contextmanager
-    def of(self, job_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set whenever the job may have changed; whoever has looked clears it, and before that."""
-        event = asyncio.Event()
-        self._waiting[job_id].add(event)
+    def of(self, job_id: str, *, patient: bool = False) -> Iterator[asyncio.Event]:
+        """An event that is set whenever the job may have changed; whoever has looked clears it, and before that. To the
+        patient, progress is told when it is their turn, the rest at once."""
+        waiter = _Waiter(patient)
+        self._waiting[job_id].add(waiter)
         try:
-            yield event
+            yield waiter.event
         finally:
+            if waiter.due is not None:
+                waiter.due.cancel()
             waiting = self._waiting[job_id]
-            waiting.discard(event)
+            waiting.discard(waiter)
             if not waiting:
                 del self._waiting[job_id]
 
@@ -80,13 +104,19 @@ class Changes:
         options: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "application_name": "secateur changes"}
         connection = await psycopg.AsyncConnection.connect(self._url, autocommit=True, **options, **KEEPALIVE)
         async with connection:
-            await connection.execute("LISTEN jobs")
+            await connection.execute(f"LISTEN {_CHANGES}; LISTEN {_PROGRESS}")
             self._wake_all()
             async for notice in connection.notifies():
-                for event in self._waiting.get(notice.payload, ()):
-                    event.set()
+                for waiter in self._waiting.get(notice.payload, ()):
+                    self._tell(waiter, mere_progress=notice.channel == _PROGRESS)
+
+    def _tell(self, waiter: _Waiter, *, mere_progress: bool) -> None:
+        if not (mere_progress and waiter.patient):
+            waiter.wake()
+        elif waiter.due is None:
+            waiter.due = asyncio.get_running_loop().call_later(self._pace.turn(), waiter.wake)
 
     def _wake_all(self) -> None:
-        for events in self._waiting.values():
-            for event in events:
-                event.set()
+        for waiters in self._waiting.values():
+            for waiter in waiters:
+                waiter.wake()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import and_, case, func, insert, literal, or_, select, tuple_, update
+from sqlalchemy import and_, bindparam, case, func, insert, literal, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from app.contract.status import Phase, Status
@@ -64,18 +64,22 @@ def insert_job(
     return row
 
 
+# Made once: what most requests ask.
+_OF_TENANT = (JobRow.id == bindparam("job_id"), JobRow.tenant == bindparam("tenant"))
+_JOB = select(JobRow).where(_OF_TENANT[0])
+_JOB_OF_TENANT = select(JobRow).where(*_OF_TENANT)
+
+
 def get(
     session: Session, job_id: str, tenant: str | None = None, *, lock: Literal["keep", "purge"] | None = None
 ) -> JobRow | None:
     """A job by its id; with a tenant, only when it is that tenant's. Also one that is purged, whose row may be there
     for a while. Until the transaction ends, nobody purges what one locks to `keep`, or keeps what one locks to
     `purge`."""
-    query = select(JobRow).where(JobRow.id == job_id)
-    if tenant is not None:
-        query = query.where(JobRow.tenant == tenant)
+    query = _JOB if tenant is None else _JOB_OF_TENANT
     if lock is not None:
         query = query.with_for_update(read=lock == "keep").execution_options(populate_existing=True)
-    return session.scalar(query)
+    return session.scalar(query, {"job_id": job_id} if tenant is None else {"job_id": job_id, "tenant": tenant})
 
 
 class Standing(NamedTuple):
@@ -83,12 +87,15 @@ class Standing(NamedTuple):
 
     revision: int
     status: str
+    queued_at: datetime
     purged_at: datetime | None
 
 
+_STANDING = select(*(getattr(JobRow, name) for name in Standing._fields)).where(*_OF_TENANT)
+
+
 def standing(session: Session, job_id: str, tenant: str) -> Standing | None:
-    query = select(JobRow.revision, JobRow.status, JobRow.purged_at)
-    row = session.execute(query.where(JobRow.id == job_id, JobRow.tenant == tenant)).one_or_none()
+    row = session.execute(_STANDING, {"job_id": job_id, "tenant": tenant}).one_or_none()
     return None if row is None else Standing(*row)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
-from sqlalchemy import and_, func, insert, or_, select, update
+from sqlalchemy import and_, bindparam, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.clock import now
-from app.db.models import ApiKeyRow
+from app.db.models import ApiKeyRow, TenantRow
 
 _USABLE = and_(ApiKeyRow.revoked_at.is_(None), or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > now()))
 
@@ -38,11 +39,44 @@ def usable(session: Session, key_id: str) -> ApiKeyRow | None:
     return session.scalar(select(ApiKeyRow).where(ApiKeyRow.id == key_id, _USABLE))
 
 
-def touch(session: Session, row: ApiKeyRow) -> None:
+class Known(NamedTuple):
+    """What a request needs to know of its key."""
+
+    id: str
+    tenant: str
+    secret_sha256: str
+    scopes: Sequence[str]
+    last_used_at: datetime | None
+    requests_per_minute: int | None
+    """The tenant's own limit, if it has one."""
+
+
+# Made once: each request asks this.
+_KNOWN = (
+    select(
+        ApiKeyRow.id,
+        ApiKeyRow.tenant,
+        ApiKeyRow.secret_sha256,
+        ApiKeyRow.scopes,
+        ApiKeyRow.last_used_at,
+        TenantRow.requests_per_minute,
+    )
+    .outerjoin(TenantRow, TenantRow.name == ApiKeyRow.tenant)
+    .where(ApiKeyRow.id == bindparam("key_id"), _USABLE)
+)
+
+
+def known(session: Session, key_id: str) -> Known | None:
+    """The same of a key as of `usable`, with its tenant's limit."""
+    row = session.execute(_KNOWN, {"key_id": key_id}).one_or_none()
+    return None if row is None else Known(*row)
+
+
+def touch(session: Session, key: Known) -> None:
     """Note the use, at most once a minute: a read must not become a write each time."""
-    if row.last_used_at is None or datetime.now(UTC) - row.last_used_at > timedelta(minutes=1):
+    if key.last_used_at is None or datetime.now(UTC) - key.last_used_at > timedelta(minutes=1):
         # Of requests at once, one notes it: the others must not wait for the end of its transaction.
-        free = select(ApiKeyRow.id).where(ApiKeyRow.id == row.id).with_for_update(skip_locked=True).scalar_subquery()
+        free = select(ApiKeyRow.id).where(ApiKeyRow.id == key.id).with_for_update(skip_locked=True).scalar_subquery()
         session.execute(update(ApiKeyRow).where(ApiKeyRow.id == free).values(last_used_at=now()))
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Engine, create_engine
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import InterfaceError, InternalError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry
 
 AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout)
 """What a database raises that is away, too slow, or has ended the connection. A write may have been committed all the
@@ -40,12 +44,11 @@ KEEPALIVE: dict[str, Any] = {
 
 def make_engine(sqlalchemy_url: str, *, pool_size: int = 5) -> Engine:
     """An engine whose connections speak UTC, notice a dead server, are noticed when dead, and never wait for ever."""
-    return create_engine(
+    engine = create_engine(
         sqlalchemy_url,
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=CONNECT_SECONDS,
-        pool_pre_ping=True,
         hide_parameters=True,  # errors are logged, and a parameter may be a spec
         connect_args={
             "connect_timeout": CONNECT_SECONDS,
@@ -54,6 +57,31 @@ def make_engine(sqlalchemy_url: str, *, pool_size: int = 5) -> Engine:
             **KEEPALIVE,
         },
     )
+    _refuse_dead(engine)
+    return engine
+
+
+RESTED_SECONDS = 1.0
+"""A connection that has rested for longer is asked whether it still lives, before it is used: asked each time, it would
+be a third of what a short request asks the database."""
+
+
+def _refuse_dead(engine: Engine) -> None:
+    """Let the pool replace a connection, and all of its age, that does not live any more."""
+    since, dialect = "rests_since", engine.dialect
+
+    @event.listens_for(engine, "checkin")
+    def note_rest(_: object, record: ConnectionPoolEntry) -> None:
+        record.info[since] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def refuse_dead(connection: DBAPIConnection, record: ConnectionPoolEntry, _: object) -> None:
+        rested = time.monotonic() - record.info.get(since, math.inf)  # a new one has not
+        if rested > RESTED_SECONDS:
+            try:
+                dialect.do_ping(connection)
+            except dialect.loaded_dbapi.Error as error:
+                raise InvalidatePoolError from error
 
 
 def make_sessions(engine: Engine) -> sessionmaker[Session]:

@@ -338,6 +338,7 @@ def get(session: Session, tenant: str, job_id: str, *, lock: Literal["purge"] | 
 class Version(NamedTuple):
     revision: int
     status: Status
+    queued_at: datetime
     position: int | None
     """In the queue."""
 
@@ -348,7 +349,7 @@ def version(session: Session, tenant: str, job_id: str, limits: Limits) -> Versi
     turn = None
     if found.status == Status.QUEUED:
         turn = turns.turn(session, job_id, max_running=limits.max_running)
-    return Version(found.revision, Status(found.status), turn and turn.position)
+    return Version(found.revision, Status(found.status), found.queued_at, turn and turn.position)
 
 
 def status(session: Session, tenant: str, job_id: str) -> Status:

@@ -16,7 +16,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from app.core.errors import Unauthenticated
-from app.db import keys
+from app.db import keys, tenants
 from app.db.models import ApiKeyRow
 from app.db.session import session_scope
 
@@ -42,13 +42,17 @@ class Principal:
     tenant: str
     scopes: frozenset[str]
     key_id: str | None
+    requests_per_minute: int | None = None
+    """The tenant's own limit, if it has one."""
 
     def may(self, scope: Scope) -> bool:
         return scope in self.scopes or Scope.ADMIN in self.scopes
 
 
-ANYBODY = Principal(tenant=DEFAULT_TENANT, scopes=frozenset(CLIENT_SCOPES), key_id=None)
-"""Every caller, when authentication is switched off."""
+def anybody(session: Session) -> Principal:
+    """Every caller, when authentication is switched off."""
+    own = tenants.requests_per_minute(session, DEFAULT_TENANT)
+    return Principal(DEFAULT_TENANT, frozenset(CLIENT_SCOPES), key_id=None, requests_per_minute=own)
 
 
 def _digest(secret: str) -> str:
@@ -95,13 +99,13 @@ def authenticate(session: Session, token: str) -> Principal:
     match = _TOKEN.fullmatch(token)
     if match is None:
         raise Unauthenticated
-    row = keys.usable(session, match[1])
+    key = keys.known(session, match[1])
     # An unknown id costs the same comparison as a wrong secret.
-    known = row.secret_sha256 if row else _digest("")
-    if not hmac.compare_digest(known, _digest(match[2])) or row is None:
+    digest = key.secret_sha256 if key else _digest("")
+    if not hmac.compare_digest(digest, _digest(match[2])) or key is None:
         raise Unauthenticated
-    keys.touch(session, row)
-    return Principal(tenant=row.tenant, scopes=frozenset(row.scopes), key_id=row.id)
+    keys.touch(session, key)
+    return Principal(key.tenant, frozenset(key.scopes), key.id, key.requests_per_minute)
 
 
 def list_keys(session: Session) -> Sequence[ApiKeyRow]:

@@ -11,7 +11,7 @@ from app.core.errors import QueueFull, RateLimited, StorageFull
 from app.core.limits import UNLIMITED, Limits
 from app.db import tenants
 from app.rates import Rates
-from app.services.keys import refuse_unlawful_tenant
+from app.services.keys import Principal, refuse_unlawful_tenant
 
 
 def admit(session: Session, tenant: str, defaults: Limits, *, more_bytes: int = 0) -> None:
@@ -30,11 +30,9 @@ def admit(session: Session, tenant: str, defaults: Limits, *, more_bytes: int = 
             raise QueueFull(limits.max_queued, queued)
 
 
-def charge(session: Session, rates: Rates, tenant: str, defaults: Limits) -> None:
-    """Count one request of the tenant. Raises RateLimited."""
-    own = tenants.requests_per_minute(session, tenant)
-    limit = defaults.requests_per_minute if own is None else own
-    wait = rates.hit(tenant, limit)
+def charge(rates: Rates, who: Principal, limit: int) -> None:
+    """Count one request, where the tenant has a limit on them. Raises RateLimited."""
+    wait = rates.hit(who.tenant, limit)
     if wait is not None:
         raise RateLimited(limit, wait)
 

@@ -8,7 +8,8 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.db.models import JobRow
-from app.db.session import AWAY
+from app.db import session as session_module
+from app.db.session import AWAY, make_engine
 from tests.db.conftest import Jobs
 
 
@@ -31,3 +32,19 @@ def test_what_the_database_refuses_is_told_without_what_was_sent(sessions: sessi
         session.execute(text("SELECT :sent FROM nowhere"), {"sent": "sesame"})
     assert "nowhere" in str(caught.value)
     assert "sesame" not in str(caught.value)
+
+
+def test_a_connection_that_died_while_it_rested_is_replaced_unseen(
+    database_url: str, sessions: sessionmaker[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "RESTED_SECONDS", 0.0)
+    engine = make_engine(database_url, pool_size=1)
+    try:
+        with engine.connect() as connection:
+            pid = connection.scalar(text("SELECT pg_backend_pid()"))
+        with sessions() as session:
+            session.execute(text("SELECT pg_terminate_backend(:pid, 10000)"), {"pid": pid})
+        with engine.connect() as connection:
+            assert connection.scalar(text("SELECT pg_backend_pid()")) != pid
+    finally:
+        engine.dispose()

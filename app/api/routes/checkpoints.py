@@ -7,7 +7,7 @@ from pydantic import JsonValue
 from starlette.concurrency import run_in_threadpool
 
 from app.api.accepted import accepted_upload, refuse_upload_early
-from app.api.deps import IdempotencyKey, LabelPairs, PartsDep, UploaderDep, labels_of
+from app.api.deps import IdempotencyKey, LabelPairs, PartsDep, WriterDep, labels_of
 from app.api.openapi import ACCEPTED, CHECKPOINT_BODY, problems
 from app.api.schemas import Job
 from app.contract.spec import DisplayName
@@ -31,7 +31,7 @@ router = APIRouter(tags=["checkpoints"])
     responses=problems(400, 408, 413, 415, 422) | ACCEPTED,
 )
 async def upload_checkpoint(
-    who: UploaderDep,
+    who: WriterDep,
     request: Request,
     parts: PartsDep,
     background: BackgroundTasks,

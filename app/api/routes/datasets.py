@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.api import resources
 from app.api.accepted import Shown, accepted_upload, refuse_upload_early
-from app.api.deps import IdempotencyKey, LabelPairs, PartsDep, ReaderDep, SessionDep, UploaderDep, WriterDep, labels_of
+from app.api.deps import IdempotencyKey, LabelPairs, PartsDep, ReaderDep, SessionDep, WriterDep, labels_of
 from app.api.openapi import ACCEPTED, DATASET_BODY, PAGE, problems, with_headers
 from app.api.routes.jobs import MOST, Limit, link_next
 from app.api.schemas import Dataset, Page
@@ -37,7 +37,7 @@ router = APIRouter(prefix=PATH, tags=["datasets"])
     responses=problems(400, 408, 413, 415, 422) | ACCEPTED,
 )
 async def upload_dataset(
-    who: UploaderDep,
+    who: WriterDep,
     request: Request,
     parts: PartsDep,
     background: BackgroundTasks,
@@ -106,7 +106,7 @@ def get_dataset(dataset_id: str, who: ReaderDep, session: SessionDep, response: 
     row = datasets.get(session, who.tenant, dataset_id)
     found = resources.dataset(row)
     if found.status == "checking":
-        response.headers["Retry-After"] = resources.retry_after(row)
+        response.headers["Retry-After"] = resources.retry_after(row.queued_at)
     return found
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import Annotated, NamedTuple
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request, Response
@@ -22,7 +23,6 @@ from app.api.deps import (
     Parts,
     PartsDep,
     PatchDep,
-    PatientReaderDep,
     ReaderDep,
     SessionDep,
     SpecDep,
@@ -154,11 +154,16 @@ def link_next(request: Request, response: Response, **parameter: str | None) -> 
     operation_id="get_job",
     responses=problems(404, 410, 422)
     | with_headers(200, "ETag", "Retry-After")
-    | {304: {"description": "The client's copy is the present one.", **with_headers(304, "ETag")[304]}},
+    | {
+        304: {
+            "description": "The client's copy is the present one.",
+            **with_headers(304, "ETag", "Retry-After")[304],
+        }
+    },
 )
 async def get_job(
     job_id: str,
-    who: PatientReaderDep,
+    who: ReaderDep,
     parts: PartsDep,
     if_none_match: Annotated[str, Header(description="The `ETag` of the client's copy.")] = "",
     wait: Annotated[
@@ -171,46 +176,62 @@ async def get_job(
     ] = 0,
 ) -> Response:
     """A job. Also of a failed one this is 200: `error` says why it failed."""
-    clock = asyncio.get_running_loop().time
-    until = clock() + wait
-    with parts.changes.of(job_id) as changed:
-        copy = await run_in_threadpool(_copy, parts, who.tenant, job_id)
-        known = if_none_match or copy.etag
-        while copy.is_among(known) and not (copy.done or parts.changes.leaving) and clock() < until:
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(until):
-                    await changed.wait()
-            changed.clear()
-            copy = await run_in_threadpool(_copy, parts, who.tenant, job_id)
-    if copy.is_among(if_none_match):
-        return Response(status_code=304, headers={"ETag": copy.etag, "Cache-Control": PRIVATE})
-    return await run_in_threadpool(_job, parts, who.tenant, job_id)
+    if wait or if_none_match:
+        copy = await _changed_copy(parts, who.tenant, job_id, if_none_match, wait)
+        if copy.is_among(if_none_match):
+            return Response(status_code=304, headers=_headers(parts, copy, wait))
+    body, copy = await parts.shared.ask(("job", who.tenant, job_id), lambda: _job(parts, who.tenant, job_id))
+    return Response(body, headers=_headers(parts, copy, wait), media_type="application/json")
 
 
 class _Copy(NamedTuple):
     """What a client's copy of the job would be, had it asked just now."""
 
     etag: str
-    done: bool
+    status: Status
+    queued_at: datetime
 
     def is_among(self, etags: str) -> bool:
         return etags.strip() == "*" or self.etag in (etag.strip() for etag in etags.split(","))
 
 
+async def _changed_copy(parts: Parts, tenant: str, job_id: str, known: str, wait: int) -> _Copy:
+    """One that is none of those known, or the present one when none has come within so many seconds."""
+    clock = asyncio.get_running_loop().time
+    until = clock() + wait
+    with parts.changes.of(job_id, patient=True) as changed:
+        while True:
+            changed.clear()
+            copy = await parts.shared.ask(("copy", tenant, job_id), lambda: _copy(parts, tenant, job_id))
+            known = known or copy.etag
+            over = copy.status.is_terminal or parts.changes.leaving or clock() >= until
+            if over or not copy.is_among(known):
+                return copy
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    await changed.wait()
+
+
 def _copy(parts: Parts, tenant: str, job_id: str) -> _Copy:
-    with parts.sessions.begin() as session:
+    with parts.reads() as session:
         version = jobs.version(session, tenant, job_id, parts.terms.limits)
-    return _Copy(resources.etag(version.revision, version.position), version.status.is_terminal)
+    return _Copy(resources.etag(version.revision, version.position), version.status, version.queued_at)
 
 
-def _job(parts: Parts, tenant: str, job_id: str) -> Response:
-    with parts.sessions.begin() as session:
+def _job(parts: Parts, tenant: str, job_id: str) -> tuple[str, _Copy]:
+    with parts.reads() as session:
         row = jobs.get(session, tenant, job_id)
-        place = jobs.place(session, job_id, parts.terms.limits)
-    headers = {"ETag": resources.etag(row.revision, place and place.position), "Cache-Control": PRIVATE}
-    if not Status(row.status).is_terminal:
-        headers["Retry-After"] = resources.retry_after(row)
-    return Response(resources.job(row, place).model_dump_json(), headers=headers, media_type="application/json")
+        place = jobs.place(session, job_id, parts.terms.limits) if row.status == Status.QUEUED else None
+    etag = resources.etag(row.revision, place and place.position)
+    return resources.job(row, place).model_dump_json(), _Copy(etag, Status(row.status), row.queued_at)
+
+
+def _headers(parts: Parts, copy: _Copy, wait: int) -> dict[str, str]:
+    headers = {"ETag": copy.etag, "Cache-Control": PRIVATE}
+    if not copy.status.is_terminal:
+        # Who waits here comes again when there is something new, and has waited for a turn already.
+        headers["Retry-After"] = resources.retry_after(copy.queued_at, 0.0 if wait else parts.polls.turn())
+    return headers
 
 
 @router.patch(
@@ -271,7 +292,7 @@ def retry_job(
     """Run a failed job again, as its next attempt; a training goes on from its last checkpoint."""
     row = jobs.retry(session, who.tenant, job_id, parts.terms.limits)
     background.add_task(parts.queue.wake, row.id)
-    response.headers["Retry-After"] = resources.retry_after(row)
+    response.headers["Retry-After"] = resources.retry_after(row.queued_at)
     return resources.job(row)
 
 
@@ -330,8 +351,8 @@ def list_events(
     return Page(items=[resources.event(row) for row in page.items], next_cursor=page.next_cursor)
 
 
-def _exists(job_id: str, who: PatientReaderDep, parts: PartsDep) -> str:
-    with parts.sessions.begin() as session:
+def _exists(job_id: str, who: ReaderDep, parts: PartsDep) -> str:
+    with parts.reads() as session:
         jobs.status(session, who.tenant, job_id)
     return who.tenant
 
@@ -380,7 +401,7 @@ async def stream_events(
 
 def _rest_of_log(parts: Parts, tenant: str, job_id: str, after: int) -> tuple[Sequence[EventRow], bool]:
     """The next entries, and whether there will be no more of them."""
-    with parts.sessions.begin() as session:
+    with parts.reads() as session:
         # In this order: once the job is seen to have ended, all that it wrote is to be seen.
         done = jobs.status(session, tenant, job_id).is_terminal
         page = jobs.event_page(session, tenant, job_id, after=after, limit=MOST)
