@@ -7,8 +7,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.db.models import JobRow
 from app.db import session as session_module
+from app.db.models import JobRow
 from app.db.session import AWAY, make_engine
 from tests.db.conftest import Jobs
 
