@@ -33,6 +33,7 @@ def serve(settings: Settings, *, host: str, port: int) -> None:
         port=port,
         timeout_graceful_shutdown=GRACE_SECONDS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        http="h11",  # also where httptools is installed, which puts no bound on a request's headers
         access_log=False,
         log_config=None,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.bench import distributions, training
+from benchmarks.bench import distributions, listing, running, serving, training
 from benchmarks.bench.measuring import Setting
 from benchmarks.bench.rows import Row
 
@@ -22,4 +22,8 @@ PARTS: Mapping[str, Measured] = {
     "training": Measured("Training on a CPU", training.measure),
     "penalty": Measured("The L1 term", training.penalty),
     "distributions": Measured("Weight distributions", distributions.measure),
+    "overhead": Measured("What a job costs beside the engine's work", running.overhead),
+    "serving": Measured("The API's process", serving.measure),
+    "listing": Measured("Lists", listing.measure),
+    "workers": Measured("Many workers", running.workers),
 }
