@@ -69,9 +69,15 @@ async def session(parts: PartsDep) -> AsyncIterator[Session]:
     opened = parts.sessions()  # which does nothing until it is asked something
     try:
         yield opened
-        await run_in_threadpool(opened.commit)
-    finally:
+    except BaseException:
         await run_in_threadpool(opened.close)
+        raise
+    await run_in_threadpool(_commit, opened)
+
+
+def _commit(session: Session) -> None:
+    with session:
+        session.commit()
 
 
 SessionDep = Annotated[Session, Depends(session, scope="function")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from sqlalchemy import func, select, text, union
+from sqlalchemy import bindparam, func, select, text, union
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -18,12 +18,22 @@ _LIMITS = tuple(getattr(TenantRow, name) for name in Limits._fields)
 _ONE_OF_A_TENANT_AT_A_TIME = text("SELECT pg_advisory_xact_lock(hashtextextended('secateur.queue.' || :tenant, 0))")
 
 
-def limits(session: Session, tenant: str, defaults: Limits) -> Limits:
+class Account(NamedTuple):
+    limits: Limits
     """The tenant's own, and the defaults where it has none."""
-    own = session.execute(select(*_LIMITS).where(TenantRow.name == tenant)).one_or_none()
-    if own is None:
-        return defaults
-    return Limits(*(default if limit is None else limit for limit, default in zip(own, defaults, strict=True)))
+    stored_bytes: int
+
+
+_ACCOUNT = select(TenantRow.stored_bytes, *_LIMITS).where(TenantRow.name == bindparam("tenant"))
+
+
+def account(session: Session, tenant: str, defaults: Limits) -> Account:
+    row = session.execute(_ACCOUNT, {"tenant": tenant}).one_or_none()
+    if row is None:
+        return Account(defaults, 0)
+    stored, *own = row
+    limits = (default if limit is None else limit for limit, default in zip(own, defaults, strict=True))
+    return Account(Limits(*limits), stored)
 
 
 def requests_per_minute(session: Session, tenant: str) -> int | None:
@@ -44,10 +54,6 @@ def count_running(session: Session, tenant: str) -> int:
     return session.scalar(select(func.count()).where(JobRow.tenant == tenant, JobRow.status.in_(LEASED))) or 0
 
 
-def stored_bytes(session: Session, tenant: str) -> int:
-    return session.scalar(select(TenantRow.stored_bytes).where(TenantRow.name == tenant)) or 0
-
-
 class Use(NamedTuple):
     """What a tenant has at this moment."""
 
@@ -56,8 +62,8 @@ class Use(NamedTuple):
     stored_bytes: int
 
 
-def use(session: Session, tenant: str) -> Use:
-    return Use(count_queued(session, tenant), count_running(session, tenant), stored_bytes(session, tenant))
+def use(session: Session, tenant: str, stored_bytes: int) -> Use:
+    return Use(count_queued(session, tenant), count_running(session, tenant), stored_bytes)
 
 
 def set_limits(session: Session, tenant: str, own: Mapping[str, int | None]) -> None:
@@ -76,9 +82,11 @@ class Tenant(NamedTuple):
 def all_tenants(session: Session) -> list[Tenant]:
     """Those that have keys, jobs, or limits of their own."""
     names = union(select(ApiKeyRow.tenant), select(JobRow.tenant), select(TenantRow.name))
-    own = {name: limits for name, *limits in session.execute(select(TenantRow.name, *_LIMITS))}
-    nothing = [None] * len(_LIMITS)
+    rows = session.execute(select(TenantRow.name, TenantRow.stored_bytes, *_LIMITS))
+    known = {name: (limits, stored) for name, stored, *limits in rows}
+    nothing: tuple[list[int | None], int] = ([None] * len(_LIMITS), 0)
     return [
-        Tenant(name, dict(zip(Limits._fields, own.get(name, nothing), strict=True)), use(session, name))
+        Tenant(name, dict(zip(Limits._fields, limits, strict=True)), use(session, name, stored))
         for name in sorted(session.scalars(names))
+        for limits, stored in [known.get(name, nothing)]
     ]

@@ -17,12 +17,10 @@ from app.services.keys import Principal, refuse_unlawful_tenant
 def admit(session: Session, tenant: str, defaults: Limits, *, more_bytes: int = 0) -> None:
     """Let one more job of the tenant into the queue, and with it as many bytes of an upload. Other jobs of the tenant
     are let in after this transaction. Raises QueueFull or StorageFull."""
-    limits = tenants.limits(session, tenant, defaults)
-    if limits.max_stored_bytes != UNLIMITED:
-        # What a job will publish is not known before: one that is let in below the limit may go beyond it.
-        stored = tenants.stored_bytes(session, tenant)
-        if stored >= limits.max_stored_bytes or stored + more_bytes > limits.max_stored_bytes:
-            raise StorageFull(limits.max_stored_bytes, stored, more_bytes)
+    limits, stored = tenants.account(session, tenant, defaults)
+    # What a job will publish is not known before: one that is let in below the limit may go beyond it.
+    if stored >= limits.max_stored_bytes or stored + more_bytes > limits.max_stored_bytes:
+        raise StorageFull(limits.max_stored_bytes, stored, more_bytes)
     if limits.max_queued != UNLIMITED:
         tenants.take_turns(session, tenant)
         queued = tenants.count_queued(session, tenant)
@@ -51,5 +49,5 @@ class Quotas(NamedTuple):
 
 
 def quotas(session: Session, rates: Rates, tenant: str, defaults: Limits) -> Quotas:
-    limits = tenants.limits(session, tenant, defaults)
-    return Quotas(limits, tenants.use(session, tenant), rates.used(tenant, limits.requests_per_minute))
+    limits, stored = tenants.account(session, tenant, defaults)
+    return Quotas(limits, tenants.use(session, tenant, stored), rates.used(tenant, limits.requests_per_minute))

@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -67,15 +68,10 @@ def seconds_for(url: str, key: str | None, requests: Sequence[Request], *, conne
                 if answer.status != status:
                     raise RuntimeError(f"answered {answer.status}: {answer.body[:500]!r}")
 
-        async with asyncio.TaskGroup() as opening:
-            opened = [opening.create_task(Connection(url, key).__aenter__()) for _ in range(connections)]
-        started = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            for task in opened:
-                group.create_task(one(task.result()))
-        took = time.perf_counter() - started
-        for task in opened:
-            await task.result().__aexit__()
-        return took
+        async with AsyncExitStack() as opened:
+            ready = [await opened.enter_async_context(Connection(url, key)) for _ in range(connections)]
+            started = time.perf_counter()
+            await asyncio.gather(*(one(connection) for connection in ready))
+            return time.perf_counter() - started
 
     return asyncio.run(run())

@@ -23,11 +23,11 @@ FOR_NOW = Failure.of(FailureCode.DISK_FULL, "Full.", attempt=1)
 
 def test_a_tenant_has_the_defaults_where_it_has_no_limits_of_its_own(sessions: sessionmaker[Session]) -> None:
     with sessions.begin() as session:
-        assert tenants.limits(session, "a", DEFAULTS) == DEFAULTS
+        assert tenants.account(session, "a", DEFAULTS).limits == DEFAULTS
         tenants.set_limits(session, "a", {"max_queued": 7, "max_running": 0})
         tenants.set_limits(session, "a", {"max_queued": None, "max_stored_bytes": UNLIMITED})
-        assert tenants.limits(session, "a", DEFAULTS) == Limits(1, 0, UNLIMITED, 4)
-        assert tenants.limits(session, "b", DEFAULTS) == DEFAULTS
+        assert tenants.account(session, "a", DEFAULTS).limits == Limits(1, 0, UNLIMITED, 4)
+        assert tenants.account(session, "b", DEFAULTS).limits == DEFAULTS
     with pytest.raises(IntegrityError, match="max_queued_counts"), sessions.begin() as session:
         tenants.set_limits(session, "a", {"max_queued": -1})
 
@@ -77,7 +77,7 @@ def _file(name: str, size: int) -> attempts.NewArtifact:
 
 def _counted(made: Jobs) -> dict[str, int]:
     with made.sessions() as session:
-        return {tenant: tenants.stored_bytes(session, tenant) for tenant in "ab"}
+        return {tenant: tenants.account(session, tenant, DEFAULTS).stored_bytes for tenant in "ab"}
 
 
 def _kept(made: Jobs) -> dict[str, int]:

@@ -118,7 +118,7 @@ def test_every_operation_lists_its_problems(document: dict[str, Any]) -> None:
         ("upload_checkpoint", "202", {"Location", "Retry-After", "Idempotency-Replayed"}),
         ("retry_job", "202", {"Retry-After"}),
         ("get_job", "200", {"ETag", "Retry-After"}),
-        ("get_job", "304", {"ETag"}),
+        ("get_job", "304", {"ETag", "Retry-After"}),
         ("update_job", "200", {"ETag"}),
         ("list_jobs", "200", {"Link"}),
         ("list_job_events", "200", {"Link"}),
