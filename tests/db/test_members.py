@@ -339,7 +339,7 @@ def test_claims_of_many_workers_start_each_member_once(made: Jobs, both: Both) -
     sweep_id, ids = made.sweep([number / 100 for number in range(24)])
 
     def work(sessions: sessionmaker[Session]) -> list[str]:
-        done = []
+        done: list[str] = []
         while True:
             with sessions.begin() as session:
                 claim = turns.claim_next(session, owner="w", lease_seconds=LEASE, max_running=UNLIMITED)
