@@ -14,11 +14,11 @@ from app.contract.failure import Failure, FailureCode
 from app.contract.members import members
 from app.contract.spec import SPEC_VERSION, SweepSpec, parse_spec
 from app.contract.status import Status
-from app.core.limits import UNLIMITED, Limits
 from app.db import attempts, jobs
 from app.db.attempts import NewArtifact
 from app.db.models import JobRow
 from app.services.jobs import Terms, insert_sweep
+from tests.limits import NO_LIMITS
 from tests.specs import sweep_spec, train_spec
 
 LEASE = 60
@@ -26,7 +26,7 @@ FILE = NewArtifact(name="report.json", role="report", media_type="application/js
 FAILURE = Failure.of(FailureCode.INTERNAL_ERROR, "It broke.", attempt=1)
 
 
-TERMS = Terms(retention_days=30, limits=Limits(UNLIMITED, UNLIMITED, UNLIMITED, UNLIMITED))
+TERMS = Terms(retention_days=30, limits=NO_LIMITS)
 
 
 class Sweep(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
@@ -12,12 +12,16 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from app.contract.frontier import Frontier, FrontierMember, MemberOutcome, MemberSettings
 from worker.engine.drawing import COLORS, DPI, FONT, GREY, legible, png
 
-_MARKERS = "osD^vP*X"
+_MARKERS = "osD^vP*X<>ph"
+_NAMED = 12
+"""Values of an axis that the legend has at most."""
+
 _LABELLED = 24
 """Points; the values of more would lie upon each other."""
 
@@ -34,17 +38,18 @@ def draw_frontier(frontier: Frontier, title: str | None) -> bytes:
     close together."""
     figure = Figure(figsize=(9.5, 6.2), dpi=DPI, layout="constrained")
     figure.set_facecolor("white")
-    figure.suptitle(_headline(frontier, title), fontsize=11, parse_math=False, fontfamily=FONT)
     axes = figure.subplots()
     shown = [point for member in frontier.members if (point := _point(member)) is not None]
     _draw_front(axes, [point for point in shown if point.member.on_front])
-    looks = _looks(frontier, shown)
-    means = _means(frontier, shown)
+    looks, means = _looks(frontier, shown), _means(frontier, shown)
+    figure.suptitle(_headline(frontier, title, means), fontsize=11, parse_math=False, fontfamily=FONT)
     for series, points in means.items():
         _draw_series(axes, looks[series], points)
-    _label(axes, frontier, means)
+    if _are_labelled(means):
+        _label(axes, means)
     _scale(axes, shown)
-    figure.legend(loc="outside lower center", ncols=min(4, len(means) + 1), frameon=False, fontsize=8)
+    handles = [*axes.get_legend_handles_labels()[0], *_legend(frontier, shown)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False, fontsize=8)
     return png(figure)
 
 
@@ -66,12 +71,17 @@ def _error(outcome: MemberOutcome) -> float:
     return 100 * max(outcome.test_images - outcome.correct, 0.5) / outcome.test_images
 
 
-def _headline(frontier: Frontier, title: str | None) -> str:
+def _headline(frontier: Frontier, title: str | None, means: Mapping[Series, Sequence[_Mean]]) -> str:
     images = next(member.outcome.test_images for member in frontier.members if member.outcome is not None)
     what = f"{frontier.dataset}: accuracy on {images:,} test images against non-zeros, {len(frontier.members)} members"
     lost = Counter(member.status for member in frontier.members if member.outcome is None)
-    missing = "not shown: " + ", ".join(f"{count} {status}" for status, count in lost.items()) if lost else ""
-    return "\n".join(filter(None, (legible(title, 80), what, missing)))
+    notes = ["pale: single seeds, strong: their means"] if "seed" in frontier.axes else []
+    along = _along(frontier.axes)
+    if along is not None and _are_labelled(means):
+        notes.append(f"at the points: {_SIGNS[along]}")
+    if lost:
+        notes.append("not shown: " + ", ".join(f"{count} {status}" for status, count in lost.items()))
+    return "\n".join(filter(None, (legible(title, 80), what, "; ".join(notes))))
 
 
 def _along(axes: Sequence[str]) -> str | None:
@@ -85,11 +95,15 @@ def _value(settings: MemberSettings, axis: str) -> object:
 
 
 def _words(axis: str, value: object) -> str:
-    if isinstance(value, tuple):
-        return "×".join(map(str, value[:-1])) + f"+{value[-1]}"
     if axis == "strength" and value == 0:
         return "no penalty"
-    return f"{_SIGNS[axis]} {value:g}" if isinstance(value, float) else f"{_SIGNS[axis]} {value:,}"
+    return f"{_SIGNS[axis]} = {_spelt(value)}"
+
+
+def _spelt(value: object) -> str:
+    if isinstance(value, tuple):
+        return "×".join(map(str, value[:-1])) + f"+{value[-1]}"
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}"
 
 
 Series = tuple[object, ...]
@@ -107,23 +121,49 @@ def _series(frontier: Frontier, member: FrontierMember) -> Series:
 
 @dataclass(frozen=True)
 class _Look:
-    label: str
     color: str
-    marker: str
+    marker: str = _MARKERS[0]
+
+
+Values = Mapping[str, Sequence[object]]
+"""Of each axis that tells series apart, those that were met, in the grid's order."""
+
+
+def _values(frontier: Frontier, shown: Sequence[_Point]) -> Values:
+    return {axis: list(dict.fromkeys(_value(p.member.settings, axis) for p in shown)) for axis in _apart(frontier)}
 
 
 def _looks(frontier: Frontier, shown: Sequence[_Point]) -> Mapping[Series, _Look]:
     """The last of the axes gives the color, and the one before it the marker."""
-    apart = _apart(frontier)
-    found = dict.fromkeys(_series(frontier, point.member) for point in shown)
-    values = [list(dict.fromkeys(series[place] for series in found)) for place in range(len(apart))]
-    looks = {}
-    for series in found:
-        label = ", ".join(_words(axis, value) for axis, value in zip(apart, series, strict=True))
-        color = _color(values[-1].index(series[-1]), len(values[-1])) if apart else COLORS[0]
-        marker = _MARKERS[values[0].index(series[0]) % len(_MARKERS)] if len(apart) > 1 else _MARKERS[0]
-        looks[series] = _Look(label or "members", color, marker)
-    return looks
+    values = [*_values(frontier, shown).values()]
+    return {series: _look(values, series) for point in shown for series in [_series(frontier, point.member)]}
+
+
+def _look(values: Sequence[Sequence[object]], series: Series) -> _Look:
+    if not values:
+        return _Look(COLORS[0])
+    color = _color(values[-1].index(series[-1]), len(values[-1]))
+    return _Look(color) if len(values) == 1 else _Look(color, _marker(values[0].index(series[0])))
+
+
+def _marker(index: int) -> str:
+    return _MARKERS[index % len(_MARKERS)]
+
+
+def _legend(frontier: Frontier, shown: Sequence[_Point]) -> Iterator[Line2D]:
+    """What the colors mean, and what the markers; of many values some."""
+    for place, (axis, values) in enumerate(reversed([*_values(frontier, shown).items()])):
+        for index in _some(len(values)):
+            look = _Look(GREY, _marker(index)) if place else _Look(_color(index, len(values)))
+            line = "" if place else "-"
+            yield Line2D([], [], color=look.color, marker=look.marker, ls=line, ms=6, label=_words(axis, values[index]))
+
+
+def _some(count: int) -> Sequence[int]:
+    """Indices, evenly spaced, with the first and the last."""
+    if count <= _NAMED:
+        return range(count)
+    return [round(index * (count - 1) / (_NAMED - 1)) for index in range(_NAMED)]
 
 
 def _color(index: int, count: int) -> str:
@@ -161,7 +201,7 @@ def _mean(value: object, points: Sequence[_Point]) -> _Mean:
 
 def _draw_series(axes: Axes, look: _Look, means: Sequence[_Mean]) -> None:
     x, y = [mean.nonzero for mean in means], [mean.error for mean in means]
-    axes.plot(x, y, look.marker, ls="-", lw=1.1, ms=6, color=look.color, label=look.label, zorder=3)
+    axes.plot(x, y, look.marker, ls="-", lw=1.1, ms=6, color=look.color, zorder=3)
     for mean in means:
         if len(mean.points) > 1:
             axes.plot(
@@ -186,20 +226,14 @@ def _draw_front(axes: Axes, front: Sequence[_Point]) -> None:
     axes.plot(x, y, "o", ms=11, mfc="none", mec=GREY, mew=0.8, zorder=1)
 
 
-def _label(axes: Axes, frontier: Frontier, means: Mapping[Series, Sequence[_Mean]]) -> None:
-    along = _along(frontier.axes)
-    if along is None or sum(map(len, means.values())) > _LABELLED:
-        return
-    for points in means.values():
-        for mean in points:
-            axes.annotate(
-                _words(along, mean.value),
-                (mean.nonzero, mean.error),
-                xytext=(6, -9),
-                textcoords="offset points",
-                fontsize=7,
-                color=GREY,
-            )
+def _are_labelled(means: Mapping[Series, Sequence[_Mean]]) -> bool:
+    return sum(map(len, means.values())) <= _LABELLED
+
+
+def _label(axes: Axes, means: Mapping[Series, Sequence[_Mean]]) -> None:
+    for mean in (mean for points in means.values() for mean in points if mean.value is not None):
+        where = (mean.nonzero, mean.error)
+        axes.annotate(_spelt(mean.value), where, xytext=(6, -9), textcoords="offset points", fontsize=7, color=GREY)
 
 
 def _scale(axes: Axes, shown: Sequence[_Point]) -> None:
