@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 # Celery and the Redis client are an eighth of what importing the API costs, and only who opens a queue needs them.
@@ -102,6 +103,11 @@ class Queue:
             )
             return False
         return True
+
+    def wake_all(self, job_ids: Sequence[str]) -> int:
+        """The same for several jobs. Returns of how many a worker was told, the first ones, before the broker was
+        away."""
+        return sum(1 for _ in takewhile(self.wake, job_ids))
 
     def remind(self, job_id: str) -> None:
         """Tell a worker that a job waits, unless there are messages that will lead one to it anyway."""

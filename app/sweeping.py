@@ -8,11 +8,10 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
-from itertools import takewhile
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.db import metrics, sweep, turns, webhooks, workers
+from app.db import members, metrics, sweep, turns, webhooks, workers
 from app.db.session import AWAY
 from app.queue import Queue
 from app.storage import ArtifactStore
@@ -42,11 +41,27 @@ class Round:
                 for job_id in job_ids:
                     logger.warning("swept", extra={"action": action, "job_id": job_id})
             workers.forget_old(session)
+        self._settle()
         self._send()
         self._expire()
         self._reap()
         self._tidy()
         self._tidy_uploads()
+
+    def _settle(self) -> None:
+        """Of sweeps: some have waited for too long, and who moved a member may have died before telling its sweep. One
+        transaction each: it locks the rows of one sweep and of its members."""
+        while (late := self._cancel_overdue()) is not None:
+            logger.warning("members cancelled", extra={"job_id": late, "reason": "sweep_timeout"})
+        with self.sessions() as session:
+            found = members.unsettled(session)
+        for sweep_id in found:
+            with self.sessions.begin() as session:
+                members.settle(session, sweep_id)
+
+    def _cancel_overdue(self) -> str | None:
+        with self.sessions.begin() as session:
+            return members.cancel_overdue(session)
 
     def _send(self) -> None:
         """Send what is due; all that is queued when the broker is not the one that it was given to."""
@@ -57,10 +72,10 @@ class Round:
             if broker.is_new:
                 logger.warning("the broker is new or was emptied", extra={"queued": sweep.make_all_due(session)})
             due = sweep.due_messages(session)
-        sent = list(takewhile(self.queue.wake, due))
-        if len(sent) < len(due):
+        sent = self.queue.wake_all(due)
+        if sent < len(due):
             with self.sessions.begin() as session:
-                sweep.make_due(session, due[len(sent) :])
+                sweep.make_due(session, due[sent:])
         elif broker.is_new:
             # Last: had this process died before, another would have sent them all again.
             self.queue.mark()

@@ -37,6 +37,11 @@ def compare_spec(*jobs: str) -> Document:
     return {"kind": "compare", "jobs": list(jobs)}
 
 
+def sweep_spec(**overrides: Any) -> Document:
+    """Of two members, unless the grid is another."""
+    return {"kind": "sweep", "base": train_spec(), "grid": {"thresholds": [0.01, 0.05]}, **overrides}
+
+
 def submit(http: httpx.Client, spec: Document) -> Document:
     """The accepted job."""
     answer = http.post("/v1/jobs", json=spec)

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,20 +16,20 @@ from opentelemetry.trace import NoOpTracer, Tracer
 from pydantic import JsonValue
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.contract.artifacts import ARTIFACTS, DATASET
+from app.contract.artifacts import ARTIFACTS
 from app.contract.failure import Failure, FailureCode
 from app.contract.report import EpochMetrics
 from app.contract.result import Result
-from app.contract.spec import CompareSpec, PruneSpec, StoredSpec, TrainSpec, UploadSpec, checkpoints, parse_stored
+from app.contract.spec import PruneSpec, StoredSpec, TrainSpec, UploadSpec, parse_stored
 from app.contract.status import Phase, Status
 from app.core.logging import about
 from app.core.tracing import trace_field
-from app.db import attempts, jobs, turns
+from app.db import attempts, members, turns
 from app.db.attempts import Checkpoint, Claim, NewArtifact
-from app.db.models import ArtifactRow
 from app.db.moves import NewEvent
 from app.db.session import AWAY
 from app.storage import ArtifactStore, is_intact, sha256_of, write_durably
+from worker import inputs
 from worker.engine import pipeline
 from worker.engine.data import DatasetStore
 from worker.engine.errors import EngineError, InvalidInput, translated
@@ -42,8 +42,6 @@ from worker.trace import AttemptTrace
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-COMPARED_FILES = ("report.json", "histogram.json", "manifest.json")
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,8 @@ def run_job(job_id: str, runtime: Runtime) -> None:
             runtime.working_on(None)
         trace.ended(outcome)
         logger.info("attempt ended", extra={"outcome": outcome})
+        if claim.sweep_id is not None:
+            _settle(claim.sweep_id, runtime)
     _remind(runtime)
 
 
@@ -102,6 +102,18 @@ def _claim(job_id: str, runtime: Runtime) -> Claim | None:
         except AWAY as error:
             logger.warning("claim failed, will try again", extra={"job_id": job_id, "error": str(error)})
             time.sleep(runtime.heartbeat_seconds)
+
+
+def _settle(sweep_id: str, runtime: Runtime) -> None:
+    """The member may have been the last one that its sweep has waited for."""
+    try:
+        with runtime.sessions.begin() as session:
+            may_begin = members.settle(session, sweep_id)
+    except AWAY as error:
+        logger.warning("could not settle the sweep, the sweeper will", extra={"error": str(error)})
+    else:
+        if may_begin:
+            runtime.wake(sweep_id)
 
 
 def _remind(runtime: Runtime) -> None:
@@ -169,12 +181,14 @@ class _Attempt:
         spec = parse_stored(claim.spec)
         with translated():
             staging = store.stage(claim.job_id, claim.attempt)
+        found = self._persistently(lambda session: inputs.members(session, claim))
         result = pipeline.run(
             spec,
             datasets=self._runtime.datasets,
-            inputs=self._inputs(spec),
+            inputs=self._inputs(inputs.needs(spec, found)),
             out=staging,
             upload=self._upload(spec),
+            members=found,
             observer=_Reporter(self._heart, self._trace, spec, self._keeper()),
             recovery=Recovery(claim.attempt, tuple(self._folder / each.name for each in self._checkpoints)),
         )
@@ -209,13 +223,13 @@ class _Attempt:
             raise InvalidInput("the uploaded file is gone or damaged: upload it again")
         return path
 
-    def _inputs(self, spec: StoredSpec) -> Mapping[str, Path]:
-        """The folders of the jobs that the spec names, their files checked. Raises InvalidInput."""
-        needs = _needs(spec)
+    def _inputs(self, needs: inputs.Needs) -> Mapping[str, Path]:
+        """The folders of these jobs, their files checked. Raises InvalidInput."""
         records = self._persistently(
-            lambda session: {job_id: _records(session, self._claim.tenant, job_id) for job_id in needs}
+            lambda session: {job_id: inputs.records(session, self._claim.tenant, job_id) for job_id in needs}
         )
-        return {job_id: _input(self._runtime.store, job_id, names, records[job_id]) for job_id, names in needs.items()}
+        store = self._runtime.store
+        return {job_id: inputs.folder(store, job_id, names, records[job_id]) for job_id, names in needs.items()}
 
     def _fail(self, code: FailureCode, message: str) -> str:
         self._trace.failed(code)
@@ -265,35 +279,6 @@ class _Attempt:
                 if time.monotonic() > until:
                     raise
                 time.sleep(self._runtime.heartbeat_seconds)
-
-
-def _needs(spec: StoredSpec) -> Mapping[str, Sequence[str]]:
-    """Which files of which jobs the engine is going to read."""
-    if isinstance(spec, CompareSpec):
-        return dict.fromkeys(spec.jobs, COMPARED_FILES)
-    needs: dict[str, list[str]] = {}
-    if isinstance(spec, UploadSpec):
-        return needs
-    for ref in checkpoints(spec):
-        needs.setdefault(ref.job_id, []).append(ref.artifact)
-    if spec.dataset is not None and spec.dataset.id is not None:
-        needs[spec.dataset.id] = [DATASET]
-    return needs
-
-
-def _records(session: Session, tenant: str, job_id: str) -> Mapping[str, ArtifactRow]:
-    """What a job of this tenant published, by name."""
-    owned = jobs.get(session, job_id, tenant) is not None
-    return {record.name: record for record in jobs.artifacts(session, job_id)} if owned else {}
-
-
-def _input(store: ArtifactStore, job_id: str, names: Sequence[str], records: Mapping[str, ArtifactRow]) -> Path:
-    for name in names:
-        record = records.get(name)
-        path = store.folder(job_id, record.attempt) / name if record else None
-        if record is None or path is None or not is_intact(path, size=record.size, sha256=record.sha256):
-            raise InvalidInput(f"{name} of {job_id} is gone or damaged: run that job again, then submit this one anew")
-    return store.folder(job_id, records[names[0]].attempt)
 
 
 def _described(path: Path) -> NewArtifact:

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.api import resources
 from app.api.deps import Parts
+from app.contract.status import Status
 from app.core.errors import IdempotencyKeyReused, QuotaExceeded
 from app.core.logging import note
 from app.db.models import JobRow
@@ -40,8 +41,12 @@ def accepted(
 ) -> Response:
     """202 with the job that `make` inserts, or has inserted when this request was here before."""
 
+    waiting: list[str] = []
+
     def made() -> Made:
         row = make()
+        # A sweep waits for its members, and they for workers.
+        waiting.extend(row.sources if row.status == Status.WAITING else [row.id])
         return Made(row.id, shown.resource(row).model_dump_json())
 
     done = once(session, request, made)
@@ -51,7 +56,7 @@ def accepted(
         headers["Idempotency-Replayed"] = "true"
     else:
         # Runs after the commit and the answer: a broker that is away or slow costs the client nothing.
-        background.add_task(queue.wake, done.job_id)
+        background.add_task(queue.wake_all, waiting)
     return Response(done.answer, 202, headers, media_type="application/json", background=background)
 
 

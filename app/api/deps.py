@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from app.api.sharing import Shared
 from app.contract.explain import FieldError, unknown
 from app.contract.patch import JobPatch
-from app.contract.spec import MAX_LABELS, CompareSpec, Label, PruneSpec, TrainSpec
+from app.contract.spec import MAX_LABELS, AnySpec, Label
 from app.contract.webhooks import NewWebhook, WebhookPatch
 from app.core.errors import Forbidden, InvalidParameter, Unauthenticated, UnsupportedMediaType
 from app.core.limits import UNLIMITED
@@ -27,7 +27,7 @@ from app.core.settings import Settings
 from app.db.changes import Changes
 from app.queue import Queue
 from app.rates import Rates
-from app.services import jobs, webhooks
+from app.services import jobs, resolving, webhooks
 from app.services.jobs import Terms
 from app.services.keys import Principal, Scope, anybody, authenticate
 from app.services.quotas import charge
@@ -162,9 +162,9 @@ async def _json_body(request: Request, what: str) -> bytes:
     return await request.body()
 
 
-async def spec_of_body(request: Request) -> TrainSpec | PruneSpec | CompareSpec:
+async def spec_of_body(request: Request) -> AnySpec:
     """The job spec in the body."""
-    return jobs.parse(await _json_body(request, "spec"))
+    return resolving.parse(await _json_body(request, "spec"))
 
 
 async def patch_of_body(request: Request) -> JobPatch:
@@ -210,6 +210,6 @@ def labels_of(pairs: Sequence[str]) -> dict[str, str]:
 
 
 PatchDep = Annotated[JobPatch, Depends(patch_of_body)]
-SpecDep = Annotated[TrainSpec | PruneSpec | CompareSpec, Depends(spec_of_body)]
+SpecDep = Annotated[AnySpec, Depends(spec_of_body)]
 NewWebhookDep = Annotated[NewWebhook, Depends(webhook_of_body)]
 WebhookPatchDep = Annotated[WebhookPatch, Depends(webhook_patch_of_body)]

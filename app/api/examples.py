@@ -38,6 +38,21 @@ SPECS = {
         "Put two finished jobs side by side",
         {"kind": "compare", "jobs": [_TRAINED, _OTHER]},
     ),
+    "sweep": _named(
+        "Train at each of three strengths of a penalty, prune each at two thresholds, and see how small and how good",
+        {
+            "kind": "sweep",
+            "display_name": "how far",
+            "base": {
+                "kind": "train",
+                "dataset": {"name": "digits"},
+                "training": {"epochs": 15},
+                "regularization": {"penalty": "l1"},
+                "pruning": {"method": "threshold"},
+            },
+            "grid": {"strengths": [0, 0.0003, 0.001], "thresholds": [0.01, 0.03]},
+        },
+    ),
 }
 
 PATCHES = {

@@ -49,6 +49,7 @@ def job(row: JobRow, place: Place | None = None) -> Job:
         labels=row.labels,
         revision=row.revision,
         parent_job_id=row.parent_job_id,
+        sweep_id=row.sweep_id,
         attempt=row.attempt,
         queue=place and _queue(place),
         progress=Progress.model_validate(row.progress) if row.progress else None,

@@ -98,6 +98,7 @@ class Job(Resource):
     labels: dict[str, str]
     revision: int = Field(description="Grows with every change of this resource.")
     parent_job_id: str | None = Field(description="The job that this one is a rerun of.")
+    sweep_id: str | None = Field(description="The sweep that this job is a member of.")
     attempt: int = Field(description="Number of the current or last attempt; 0 before the first.")
     queue: Queue | None = Field(description="Of a job that waits, when it is read by itself; null in lists.")
     progress: Progress | None = Field(description="Of the phase that it names; stays when a job ends before its time.")
@@ -115,8 +116,10 @@ class Job(Resource):
 
 
 class Estimate(Resource):
-    """Arithmetic on the spec, no promise of time."""
+    """Arithmetic on the spec, no promise of time. Of a sweep, sizes are those of its largest network, and work and
+    bytes those of all members together."""
 
+    members: int | None = Field(description="Of a sweep: how many jobs it becomes.")
     parameters: int | None = Field(description="Trainable parameters; null where no network is made.")
     macs_per_image: int | None
     training_macs: int | None = Field(
@@ -168,7 +171,9 @@ class LineageEdge(Resource):
 
     from_: str = Field(alias="from")
     to: str
-    relation: str = Field(description="source, initial, teacher, dataset, compared or rerun; an open set of words.")
+    relation: str = Field(
+        description="source, initial, teacher, dataset, compared, member or rerun; an open set of words."
+    )
     artifact: str | None
     sha256: str | None = Field(description="Of the artifact; null before it is published, and after its deletion.")
 

@@ -16,6 +16,7 @@ Role: TypeAlias = Literal[
     "sensitivity",
     "metrics",
     "comparison",
+    "frontier",
     "dataset",
     "manifest",
 ]
@@ -49,6 +50,9 @@ ARTIFACTS: dict[str, ArtifactKind] = {
     "metrics.jsonl": ArtifactKind("metrics", "application/jsonl"),
     "comparison.json": ArtifactKind("comparison", _JSON),
     "comparison.png": ArtifactKind("comparison", _PNG),
+    "frontier.json": ArtifactKind("frontier", _JSON),
+    "frontier.csv": ArtifactKind("frontier", "text/csv; charset=utf-8"),
+    "frontier.png": ArtifactKind("frontier", _PNG),
     DATASET: ArtifactKind("dataset", _SAFETENSORS),
     "manifest.json": ArtifactKind("manifest", _JSON),
 }

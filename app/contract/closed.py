@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue
 from pydantic_core import PydanticCustomError
 
-T = TypeVar("T", str, float)
+T = TypeVar("T", bound=Hashable)
 
 
 class Closed(BaseModel):

@@ -20,6 +20,7 @@ class FailureCode(StrEnum):
     INVALID_CHECKPOINT = "invalid_checkpoint"
     PRUNING_IMPOSSIBLE = "pruning_impossible"
     ARTIFACT_CORRUPT = "artifact_corrupt"
+    NO_MEMBER_SUCCEEDED = "no_member_succeeded"
     INTERNAL_ERROR = "internal_error"
 
     @property

@@ -1,4 +1,5 @@
-"""`report.json`, `histogram.json`, `comparison.json`, `metrics.jsonl` and `manifest.json` as models.
+"""`report.json`, `histogram.json`, `comparison.json`, `metrics.jsonl` and `manifest.json` as models;
+`app.contract.frontier` has that of `frontier.json`.
 
 Their JSON Schemas are published (`GET /v1/schemas/{name}`). Readers must accept fields they do not know; a change
 that is not an addition raises the version.
@@ -9,6 +10,8 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from app.contract.frontier import Frontier
 
 
 class _Document(BaseModel):
@@ -293,6 +296,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "histogram": Histogram,
     "epoch-metrics": EpochMetrics,
     "comparison": Comparison,
+    "frontier": Frontier,
     "sensitivity": Sensitivity,
     "manifest": Manifest,
 }

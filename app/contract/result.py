@@ -50,6 +50,21 @@ class CompareResult(_Result):
     jobs: tuple[str, ...]
 
 
+class SweepResult(_Result):
+    """What became of the members, when they were put side by side."""
+
+    kind: Literal["sweep"]
+    members: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    unfinished: int = Field(description="Retried by then, or deleted.")
+    front: tuple[str, ...] = Field(
+        description="The jobs to which no other member is superior: none has as few non-zeros and as good an accuracy, "
+        "and one of both better. The fewest non-zeros first."
+    )
+
+
 class ImportResult(_OfNetwork):
     """Of the network that was uploaded, as later jobs find it."""
 
@@ -75,5 +90,6 @@ class DatasetResult(_Result):
     sha256: str = Field(description="Of the upload.")
 
 
-Result: TypeAlias = Annotated[NetworkResult | CompareResult | ImportResult | DatasetResult, Field(discriminator="kind")]
-RESULT: TypeAdapter[NetworkResult | CompareResult | ImportResult | DatasetResult] = TypeAdapter(Result)
+AnyResult: TypeAlias = NetworkResult | CompareResult | SweepResult | ImportResult | DatasetResult
+Result: TypeAlias = Annotated[AnyResult, Field(discriminator="kind")]
+RESULT: TypeAdapter[AnyResult] = TypeAdapter(Result)

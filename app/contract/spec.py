@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from app.contract.closed import NO_REPEATS, UNIQUE, Closed, refusal
 from app.contract.datasets import DATASETS, MAX_IMAGES, DatasetFacts, DatasetName, DatasetPart
+from app.contract.grid import MAX_MEMBERS, Grid
 from app.contract.network import (
     MNIST_ENDS,
     MNIST_SHAPE,
@@ -25,12 +26,15 @@ from app.contract.network import (
 )
 from app.contract.pruning import (
     WEIGHT_MATRICES,
+    Amount,
     ByGradient,
+    ChannelPruning,
     Gradual,
     Iterative,
     OneShot,
     Pruning,
     TensorName,
+    ThresholdPruning,
     misfit,
 )
 from app.contract.reference import CheckpointRef, JobId
@@ -40,6 +44,9 @@ SPEC_VERSION = 1
 
 MAX_MACS = 10**16
 """Most multiply-accumulates that one job may ask for: three thousand times the default run on MNIST."""
+
+MAX_SWEEP_MACS = 10**17
+"""Of all members of a sweep."""
 
 MAX_EPOCHS = 5_000
 """Of all courses of training. Each has a line in the metrics, and each checkpoint has them all."""
@@ -430,6 +437,58 @@ class CompareSpec(JobSpec):
     jobs: Annotated[tuple[JobId, ...], Field(min_length=2, max_length=8, json_schema_extra=UNIQUE), NO_REPEATS]
 
 
+class SweepLimits(Limits):
+    """What becomes of the members is put together in seconds; each of them has the base's limits."""
+
+    max_runtime_seconds: Annotated[int, Field(ge=1, le=604_800)] = 900
+    max_members_seconds: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=2_592_000,
+            description="How long the sweep waits for its members. Those that have not ended by then are cancelled.",
+        ),
+    ] = 604_800
+
+
+class SweepSpec(JobSpec):
+    """Train one spec at each point of a grid, each as a job of its own, and put side by side how small and how good
+    the networks became."""
+
+    kind: Literal["sweep"]
+    base: Annotated[TrainSpec, Field(description="What all members have in common; labels and limits, too.")]
+    grid: Grid
+    limits: SweepLimits = SweepLimits()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SweepSpec:
+        size = self.grid.size
+        if not self.grid.axes:
+            raise refusal("/grid", "missing", "nothing varies: give one of the axes some values")
+        if size > MAX_MEMBERS:
+            raise refusal(
+                "/grid", "too_much_work", f"the grid has {size} members, and may have {MAX_MEMBERS}: take fewer values"
+            )
+        _refuse_axes_of_nothing(self.base, self.grid)
+        return self
+
+
+def _refuse_axes_of_nothing(base: TrainSpec, grid: Grid) -> None:
+    """Of what the base does not have."""
+    if grid.widths and base.initial is not None:
+        raise _misfit("/grid/widths", "the widths are those of the checkpoint in base.initial: leave one of them out")
+    if grid.strengths and base.regularization is None:
+        raise _misfit("/grid/strengths", "they are the penalty's: give base.regularization one")
+    if grid.thresholds and not isinstance(base.pruning, ThresholdPruning):
+        raise _misfit("/grid/thresholds", "they are of base.pruning by the method threshold: give it that one")
+    if grid.sparsities and not isinstance(base.pruning, Amount | ChannelPruning):
+        raise _misfit("/grid/sparsities", "they are of a method that takes an amount: give base.pruning such a one")
+    if grid.keeps and not isinstance(base.pruning, Amount):
+        raise _misfit("/grid/keeps", "they are of a method that keeps so many entries: give base.pruning such a one")
+    if grid.keeps and grid.sparsities:
+        raise _misfit("/grid/keeps", "sparsities and keeps are both the amount: leave one of them out")
+
+
 class ImportLimits(Limits):
     """A file is checked and converted in seconds."""
 
@@ -472,26 +531,24 @@ class DatasetImportSpec(UploadSpec):
     ]
 
 
-Kind = Literal["train", "prune", "compare", "import", "dataset"]
-Spec: TypeAlias = Annotated[TrainSpec | PruneSpec | CompareSpec, Field(discriminator="kind")]
+Kind = Literal["train", "prune", "compare", "sweep", "import", "dataset"]
+AnySpec: TypeAlias = TrainSpec | PruneSpec | CompareSpec | SweepSpec
+Spec: TypeAlias = Annotated[AnySpec, Field(discriminator="kind")]
 """What a client submits as JSON."""
-SPEC: TypeAdapter[TrainSpec | PruneSpec | CompareSpec] = TypeAdapter(Spec)
-StoredSpec: TypeAlias = Annotated[
-    TrainSpec | PruneSpec | CompareSpec | ImportSpec | DatasetImportSpec, Field(discriminator="kind")
-]
+SPEC: TypeAdapter[AnySpec] = TypeAdapter(Spec)
+AnyStoredSpec: TypeAlias = AnySpec | ImportSpec | DatasetImportSpec
+StoredSpec: TypeAlias = Annotated[AnyStoredSpec, Field(discriminator="kind")]
 """What a job may have: also what comes of an upload."""
-STORED_SPEC: TypeAdapter[TrainSpec | PruneSpec | CompareSpec | ImportSpec | DatasetImportSpec] = TypeAdapter(StoredSpec)
+STORED_SPEC: TypeAdapter[AnyStoredSpec] = TypeAdapter(StoredSpec)
 
 
-def parse_spec(document: bytes | str | Mapping[str, Any]) -> TrainSpec | PruneSpec | CompareSpec:
+def parse_spec(document: bytes | str | Mapping[str, Any]) -> AnySpec:
     """Validate a spec from JSON text or a JSON-like mapping. Raises `pydantic.ValidationError`."""
     if not isinstance(document, bytes | str):
         document = json.dumps(document)
     return SPEC.validate_json(document)
 
 
-def parse_stored(
-    document: Mapping[str, Any],
-) -> TrainSpec | PruneSpec | CompareSpec | ImportSpec | DatasetImportSpec:
+def parse_stored(document: Mapping[str, Any]) -> AnyStoredSpec:
     """Validate a job's spec as the database has it. Raises `pydantic.ValidationError`."""
     return STORED_SPEC.validate_json(json.dumps(document))

@@ -8,6 +8,7 @@ from enum import StrEnum
 class Status(StrEnum):
     """Where a job is in its life. `is_terminal` is what a client should loop on (the API's `done`)."""
 
+    WAITING = "waiting"
     QUEUED = "queued"
     RUNNING = "running"
     CANCELLING = "cancelling"
@@ -29,14 +30,16 @@ class Status(StrEnum):
 
 
 TRANSITIONS: dict[Status, frozenset[Status]] = {
+    # A sweep waits for its members; when the last one has ended, it needs a worker as any job does.
+    Status.WAITING: frozenset({Status.QUEUED, Status.CANCELLED}),
     Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELLED, Status.FAILED}),
     # Back to queued: the lease ran out, or the worker handed the job back while shutting down.
     Status.RUNNING: frozenset({Status.QUEUED, Status.CANCELLING, Status.SUCCEEDED, Status.FAILED}),
     # A cancel that was accepted is kept: an attempt that finishes or crashes meanwhile ends as cancelled.
     Status.CANCELLING: frozenset({Status.CANCELLED}),
     Status.SUCCEEDED: frozenset(),
-    # Only when a client asks for a retry.
-    Status.FAILED: frozenset({Status.QUEUED}),
+    # Only when a client asks for a retry, of a sweep also of its members.
+    Status.FAILED: frozenset({Status.QUEUED, Status.WAITING}),
     Status.CANCELLED: frozenset(),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from app.contract.artifacts import DATASET
-from app.contract.spec import CompareSpec, PruneSpec, StoredSpec, UploadSpec, taught
+from app.contract.spec import CompareSpec, PruneSpec, StoredSpec, SweepSpec, UploadSpec, taught
 
 
 class Use(NamedTuple):
@@ -17,8 +17,9 @@ class Use(NamedTuple):
 
 
 def uses(spec: StoredSpec) -> tuple[Use, ...]:
-    """All that a run reads of other jobs, each once."""
-    if isinstance(spec, UploadSpec):
+    """All that a run reads of other jobs that its spec names, each once. A sweep's are its members, whose ids its row
+    has."""
+    if isinstance(spec, UploadSpec | SweepSpec):
         return ()
     if isinstance(spec, CompareSpec):
         return tuple(Use(job_id, "compared", "report.json") for job_id in spec.jobs)

@@ -85,6 +85,7 @@ class JobEventData(Told):
     kind: str
     status: Status
     error_code: FailureCode | None = Field(None, description="Of a job that failed; else left out.")
+    sweep_id: str | None = Field(None, description="Of a member of a sweep; else left out.")
     href: str = Field(description="Where the job is to be read, on the service that sends this.")
 
 

@@ -256,8 +256,9 @@ class QuotaExceeded(SecateurError):
 
 
 class QueueFull(QuotaExceeded):
-    def __init__(self, limit: int, in_use: int) -> None:
-        detail = f"{in_use} jobs wait, and {limit} may: send this again when some have begun, or cancel some."
+    def __init__(self, limit: int, in_use: int, more: int = 1) -> None:
+        wanted = f", and this is {more} more" if more > 1 else ""
+        detail = f"{in_use} jobs wait{wanted}, and {limit} may: send this again when some have begun, or cancel some."
         super().__init__(detail, quota="queued_jobs", limit=limit, in_use=in_use, retry_after=30)
 
 

@@ -41,6 +41,10 @@ class Claim:
     job_id: str
     attempt: int
     tenant: str
+    sweep_id: str | None
+    """Of a member."""
+    sources: tuple[str, ...]
+    """The jobs whose files it reads; of a sweep its members, in their order."""
     spec: dict[str, Any]
     checkpoints: tuple[Checkpoint, ...]
     """Newest first."""
@@ -78,7 +82,8 @@ def claim(session: Session, job_id: str, *, owner: str, lease_seconds: float) ->
         return None
     write_events(session, row, [NewEvent(Status.RUNNING, {"worker": owner})])
     checkpoints = tuple(Checkpoint(**each) for each in row.checkpoints)
-    return Claim(row.id, row.attempt, row.tenant, row.spec, checkpoints, row.traceparent)
+    sources = tuple(row.sources)
+    return Claim(row.id, row.attempt, row.tenant, row.sweep_id, sources, row.spec, checkpoints, row.traceparent)
 
 
 def beat(

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import and_, bindparam, case, func, insert, literal, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, and_, bindparam, case, func, insert, literal, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from app.contract.status import Phase, Status
 from app.db.clock import now, seconds
 from app.db.models import TERMINAL_STATES, ArtifactRow, EventRow, JobRow, PurgedRow
-from app.db.moves import LEASED, NewEvent, move, requeued, touched, write_events
+from app.db.moves import LEASED, NO_DATA, NewEvent, move, requeued, touched, write_events
 
 PUBLISH_FIRST_SECONDS = 5
 """A submitted job's message is due again so soon, because the first sending may have failed unseen."""
@@ -38,30 +38,42 @@ def insert_job(
     traceparent: str | None = None,
 ) -> JobRow:
     """Insert a queued job and its first event. The message to a worker comes after the commit."""
-    row = session.execute(
-        insert(JobRow)
-        .values(
-            id=job_id,
-            tenant=tenant,
-            kind=spec["kind"],
-            status=Status.QUEUED,
-            phase=Phase.WAITING,
-            display_name=spec["display_name"],
-            labels=spec["labels"],
-            spec=spec,
-            spec_version=spec_version,
-            sources=list(sources),
-            parent_job_id=parent_job_id,
-            retention_seconds=retention_days * 86_400,
-            events=1,
-            queue_deadline=now() + seconds(spec["limits"]["max_queue_seconds"]),
-            publish_at=now() + seconds(PUBLISH_FIRST_SECONDS),
-            traceparent=traceparent,
-        )
-        .returning(JobRow)
-    ).scalar_one()
+    new = NewJob(job_id, tenant, spec, spec_version, sources, parent_job_id, retention_days, traceparent)
+    row = session.execute(insert(JobRow).values(new.values()).returning(JobRow)).scalar_one()
     write_events(session, row, [NewEvent(Status.QUEUED)])
     return row
+
+
+class NewJob(NamedTuple):
+    job_id: str
+    tenant: str
+    spec: dict[str, Any]
+    spec_version: int
+    sources: Sequence[str]
+    parent_job_id: str | None
+    retention_days: int
+    traceparent: str | None
+
+    def values(self) -> dict[str, Any]:
+        """Of a queued job's row, whose first event is still to be written."""
+        return {
+            "id": self.job_id,
+            "tenant": self.tenant,
+            "kind": self.spec["kind"],
+            "status": Status.QUEUED,
+            "phase": Phase.WAITING,
+            "display_name": self.spec["display_name"],
+            "labels": self.spec["labels"],
+            "spec": self.spec,
+            "spec_version": self.spec_version,
+            "sources": list(self.sources),
+            "parent_job_id": self.parent_job_id,
+            "retention_seconds": self.retention_days * 86_400,
+            "events": 1,
+            "queue_deadline": now() + seconds(self.spec["limits"]["max_queue_seconds"]),
+            "publish_at": now() + seconds(PUBLISH_FIRST_SECONDS),
+            "traceparent": self.traceparent,
+        }
 
 
 # Made once: what most requests ask.
@@ -120,6 +132,7 @@ class Filter:
     created_after: datetime | None = None
     created_before: datetime | None = None
     parent: str | None = None
+    sweep: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     dataset_sha256: str | None = None
 
@@ -142,6 +155,8 @@ def page(
         query = query.where(JobRow.created_at < wanted.created_before)
     if wanted.parent:
         query = query.where(JobRow.parent_job_id == wanted.parent)
+    if wanted.sweep:
+        query = query.where(JobRow.sweep_id == wanted.sweep)
     if wanted.labels:
         query = query.where(JobRow.labels.contains(dict(wanted.labels)))
     if wanted.dataset_sha256:
@@ -179,12 +194,20 @@ def digests(session: Session, job_ids: Collection[str]) -> Mapping[tuple[str, st
 
 
 def request_cancel(session: Session, job_id: str, tenant: str) -> Status | None:
-    """queued → cancelled, or running → cancelling. None when the job is in neither state."""
-    # One statement for both: a job that is just now handed back to the queue must be met in either state.
-    waits = JobRow.status == Status.QUEUED
-    row = session.execute(
+    """queued or waiting → cancelled, or running → cancelling. None when the job is in none of these states."""
+    rows = cancel(session, and_(JobRow.id == job_id, JobRow.tenant == tenant))
+    return Status(rows[0].status) if rows else None
+
+
+def cancel(
+    session: Session, where: ColumnElement[bool], data: Mapping[str, Any] = NO_DATA
+) -> Sequence[Row[str, int, int, int, str]]:
+    """The same for all that meet `where`; `data` is of their events. Returns what `move` does."""
+    # One statement for all: a job that is just now handed back to the queue must be met in either state.
+    waits = JobRow.status.in_([Status.QUEUED, Status.WAITING])
+    rows = session.execute(
         update(JobRow)
-        .where(JobRow.id == job_id, JobRow.tenant == tenant, JobRow.status.in_([Status.QUEUED, Status.RUNNING]))
+        .where(where, JobRow.status.in_([Status.QUEUED, Status.WAITING, Status.RUNNING]))
         .values(
             status=case((waits, Status.CANCELLED), else_=Status.CANCELLING),
             phase=case((waits, None), else_=JobRow.phase),
@@ -195,16 +218,24 @@ def request_cancel(session: Session, job_id: str, tenant: str) -> Status | None:
             **touched(),
         )
         .returning(JobRow.id, JobRow.events, JobRow.attempt, JobRow.retries, JobRow.status)
-    ).one_or_none()
-    if row is None:
-        return None
-    write_events(session, row, [NewEvent(row.status)])
-    return Status(row.status)
+    ).all()
+    for row in rows:
+        write_events(session, row, [NewEvent(row.status, data)])
+    return rows
 
 
 def retry(session: Session, job_id: str, tenant: str) -> bool:
     """failed → queued: the next attempt goes on from the last one's checkpoint, with all limits counted anew."""
-    again: dict[str, Any] = requeued() | {
+    where = and_(JobRow.id == job_id, JobRow.tenant == tenant)
+    return bool(move(session, and_(where, MAY_BE_RETRIED), retried(), [NewEvent("requeued", {"reason": "retry"})]))
+
+
+MAY_BE_RETRIED = and_(JobRow.status == Status.FAILED, JobRow.purged_at.is_(None))
+
+
+def retried() -> dict[str, Any]:
+    """What brings a failed job back into the queue."""
+    return requeued() | {
         "error": None,
         "finished_at": None,
         "runtime_deadline": None,
@@ -212,10 +243,6 @@ def retry(session: Session, job_id: str, tenant: str) -> bool:
         "retries": JobRow.retries + 1,
         "tidied_at": None,
     }
-    where = and_(
-        JobRow.id == job_id, JobRow.tenant == tenant, JobRow.status == Status.FAILED, JobRow.purged_at.is_(None)
-    )
-    return bool(move(session, where, again, [NewEvent("requeued", {"reason": "retry"})]))
 
 
 def relabel(session: Session, job_id: str, *, display_name: str | None, labels: Mapping[str, str]) -> None:

@@ -66,9 +66,10 @@ def fold(session: Session) -> None:
 def active(session: Session) -> Mapping[str, int]:
     """How many jobs are in each state that is not an end, by indexes that hold no others."""
     leased = select(JobRow.status, func.count()).where(JobRow.status.in_(LEASED)).group_by(JobRow.status)
-    queued = session.scalar(select(func.count()).where(JobRow.status == Status.QUEUED)) or 0
     found = {row[0]: row[1] for row in session.execute(leased)}
-    return {**dict.fromkeys(LEASED, 0), **found, Status.QUEUED: queued}
+    for status in (Status.WAITING, Status.QUEUED):
+        found[status] = session.scalar(select(func.count()).where(JobRow.status == status)) or 0
+    return {**dict.fromkeys(LEASED, 0), **found}
 
 
 def oldest_queued_seconds(session: Session) -> float:

@@ -72,9 +72,13 @@ class JobRow(Base):
             name="expires_when_terminal",
         ),
         CheckConstraint(f"purged_at IS NULL OR status IN {TERMINAL}", name="purged_when_terminal"),
+        CheckConstraint("status <> 'waiting' OR kind = 'sweep'", name="sweeps_wait"),
+        CheckConstraint("sweep_id IS NULL OR kind <> 'sweep'", name="no_sweeps_of_sweeps"),
         Index("ix_jobs_listing", "tenant", text("created_at DESC"), text("id DESC")),
         Index("ix_jobs_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
         Index("ix_jobs_parent", "parent_job_id", postgresql_where=text("parent_job_id IS NOT NULL")),
+        Index("ix_jobs_sweep", "sweep_id", postgresql_where=text("sweep_id IS NOT NULL")),
+        Index("ix_jobs_waiting", "queue_deadline", postgresql_where=text("status = 'waiting'")),
         Index("ix_jobs_sources", "sources", postgresql_using="gin"),
         Index("ix_jobs_expiring", "expires_at", postgresql_where=text("expires_at IS NOT NULL AND purged_at IS NULL")),
         Index("ix_jobs_datasets", "tenant", text("created_at DESC"), postgresql_where=text("kind = 'dataset'")),
@@ -96,7 +100,10 @@ class JobRow(Base):
     spec: Mapped[dict[str, Any]]
     spec_version: Mapped[int]
     parent_job_id: Mapped[str | None] = mapped_column(comment="The job that this one is a rerun of.")
-    sources: Mapped[list[str]] = mapped_column(server_default="{}", comment="The jobs whose files it reads.")
+    sweep_id: Mapped[str | None] = mapped_column(comment="The sweep that this job is a member of.")
+    sources: Mapped[list[str]] = mapped_column(
+        server_default="{}", comment="The jobs whose files it reads; of a sweep its members, in their order."
+    )
     revision: Mapped[int] = mapped_column(BigInteger, server_default="1")
     events: Mapped[int] = mapped_column(server_default="0", comment="The last event's seq.")
     attempt: Mapped[int] = mapped_column(server_default="0", comment="The fencing token of the last attempt.")
@@ -117,7 +124,7 @@ class JobRow(Base):
     retention_seconds: Mapped[int] = mapped_column(comment="From its end to its purge.")
     expires_at: Mapped[datetime | None]
     purged_at: Mapped[datetime | None] = mapped_column(comment="Gone for clients since then; its bytes go next.")
-    queue_deadline: Mapped[datetime]
+    queue_deadline: Mapped[datetime] = mapped_column(comment="While a sweep waits, for its members' ends.")
     runtime_deadline: Mapped[datetime | None]
     publish_at: Mapped[datetime] = mapped_column(comment="When the wake-up message is due (again).")
     publishes: Mapped[int] = mapped_column(server_default="0")

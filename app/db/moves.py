@@ -7,6 +7,7 @@ UPDATE keeps the log's `seq` free of gaps. Nothing here commits.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Row, insert, update
@@ -27,9 +28,12 @@ ENDED: dict[str, Any] = NO_LEASE | {
 }
 
 
+NO_DATA: Mapping[str, Any] = MappingProxyType({})
+
+
 class NewEvent(NamedTuple):
     type: str
-    data: Mapping[str, Any] = {}
+    data: Mapping[str, Any] = NO_DATA
     level: str = "info"
 
 

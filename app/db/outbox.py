@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import Row, and_, insert, select
 from sqlalchemy.orm import Session
@@ -16,6 +16,9 @@ from app.core.ids import new_id
 from app.db.clock import now
 from app.db.models import DeliveryRow, JobRow, WebhookRow
 
+_Asked: TypeAlias = Row[str, str, str, str | None, str | None, datetime]
+"""A webhook's id, and of its job the kind, the status, the failure's code and the sweep; and when it was asked."""
+
 
 def tell(session: Session, job_id: str, event_types: Iterable[str]) -> None:
     """Write a delivery to each webhook that asks for one of these events, as the job's log names them."""
@@ -24,14 +27,14 @@ def tell(session: Session, job_id: str, event_types: Iterable[str]) -> None:
             session.execute(insert(DeliveryRow), [_delivery(row, job_id, wanted) for row in rows])
 
 
-def _who_asks(session: Session, job_id: str, wanted: JobEventType) -> list[Row[str, str, str, str | None, datetime]]:
+def _who_asks(session: Session, job_id: str, wanted: JobEventType) -> list[_Asked]:
     asks = and_(
         WebhookRow.tenant == JobRow.tenant,
         WebhookRow.disabled_reason.is_(None),
         WebhookRow.events.contains([wanted]),
     )
     query = (
-        select(WebhookRow.id, JobRow.kind, JobRow.status, JobRow.error["code"].as_string(), now())
+        select(WebhookRow.id, JobRow.kind, JobRow.status, JobRow.error["code"].as_string(), JobRow.sweep_id, now())
         .join(JobRow, asks)
         .where(JobRow.id == job_id)
     )
@@ -39,9 +42,10 @@ def _who_asks(session: Session, job_id: str, wanted: JobEventType) -> list[Row[s
     return list(session.execute(query.with_for_update(key_share=True, read=True, skip_locked=True, of=WebhookRow)))
 
 
-def _delivery(row: Row[str, str, str, str | None, datetime], job_id: str, event_type: JobEventType) -> dict[str, Any]:
-    webhook_id, kind, status, error_code, at = row
-    data = {"job_id": job_id, "kind": kind, "status": status, "error_code": error_code, "href": f"/v1/jobs/{job_id}"}
+def _delivery(row: _Asked, job_id: str, event_type: JobEventType) -> dict[str, Any]:
+    webhook_id, kind, status, error_code, sweep_id, at = row
+    known = {"job_id": job_id, "kind": kind, "status": status, "error_code": error_code, "sweep_id": sweep_id}
+    data = known | {"href": f"/v1/jobs/{job_id}"}
     event = JobEvent(type=event_type, timestamp=at, data=JobEventData.model_validate(data))
     return _values(webhook_id, event, job_id)
 

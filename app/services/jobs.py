@@ -3,47 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Literal, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 
-from app.contract.datasets import DatasetFacts
-from app.contract.explain import FieldError, explain
-from app.contract.network import Ends
+from app.contract.explain import FieldError
 from app.contract.patch import PATCH, JobPatch
-from app.contract.reference import JOB_ID_PATTERN, CheckpointRef
-from app.contract.result import RESULT, DatasetResult, ImportResult, NetworkResult, Result
+from app.contract.reference import JOB_ID_PATTERN
 from app.contract.spec import (
     MAX_LABELS,
-    SPEC,
     SPEC_VERSION,
-    UNTAUGHT,
-    CompareSpec,
-    DatasetSpec,
-    ImportSpec,
-    Kind,
-    ModelSpec,
-    PruneSpec,
+    AnySpec,
     StoredSpec,
-    Taught,
-    Teachers,
+    SweepSpec,
     TrainSpec,
     UploadSpec,
-    parse_spec,
     parse_stored,
-    refuse_misfit,
-    taught,
 )
 from app.contract.status import Status
 from app.contract.uses import uses
 from app.core.errors import (
     InvalidCursor,
     InvalidPatch,
-    InvalidSpec,
     JobChanged,
     JobGone,
     JobInUse,
@@ -52,49 +37,25 @@ from app.core.errors import (
     JobNotFound,
     JobNotRetryable,
     SecateurError,
-    SourceHasNoResult,
-    SourceNotFinished,
     UploadNotKept,
 )
 from app.core.ids import new_job_id
 from app.core.limits import Limits
 from app.core.tracing import traceparent
-from app.db import jobs, turns, workers
-from app.db.jobs import Filter, Position
+from app.db import jobs, members, turns, workers
+from app.db.jobs import Filter, NewJob, Position
 from app.db.models import EventRow, JobRow
 from app.services import cursors, quotas
-from app.services.parsing import parsed, refused
-
-AnySpec = TrainSpec | PruneSpec | CompareSpec
+from app.services.parsing import parsed
+from app.services.resolving import UPLOADED_AT, resolve
 
 _JOB_ID = re.compile(JOB_ID_PATTERN.removesuffix("$") + r"\Z")
-
-
-def parse(document: bytes | str) -> AnySpec:
-    """A spec from a request's body. Raises Malformed, or InvalidSpec with an entry a field."""
-    try:
-        return parse_spec(document)
-    except ValidationError as error:
-        _refuse_import(error)
-        raise refused(explain(error, SPEC), InvalidSpec, "spec") from error
 
 
 def parse_patch(document: bytes) -> JobPatch:
     """What to change of a job, from a request's body. Raises Malformed, or InvalidPatch with an entry a field."""
     return parsed(document, PATCH, InvalidPatch, "patch")
 
-
-def _refuse_import(error: ValidationError) -> None:
-    first = error.errors(include_url=False)[0]
-    wanted = (
-        _UPLOADED_AT.get(first["ctx"]["tag"]) if first["type"] == "union_tag_invalid" and not first["loc"] else None
-    )
-    if wanted is not None:
-        detail = f"such a job is not submitted: send the file itself to POST {wanted}"
-        raise InvalidSpec(detail, [FieldError(pointer="/kind", code="upload_wanted", detail=detail)]) from error
-
-
-_UPLOADED_AT = {"import": "/v1/checkpoints", "dataset": "/v1/datasets"}
 
 FILTER = TypeAdapter(Filter)
 
@@ -109,184 +70,6 @@ class EventPage(NamedTuple):
     next_cursor: str | None
 
 
-class Resolved(NamedTuple):
-    """A spec that leaves nothing to the jobs that it names, and what there is to count with; a comparison has no
-    network."""
-
-    spec: AnySpec
-    sizes: Sizes | None = None
-
-
-class Sizes(NamedTuple):
-    """The widths of a network, the facts of its data set, and the widths of its teachers."""
-
-    model: ModelSpec
-    facts: DatasetFacts
-    teachers: Teachers = UNTAUGHT
-
-
-def resolve(session: Session, tenant: str, spec: AnySpec) -> Resolved:
-    """Fill in what the spec leaves to the jobs that it names. Raises InvalidSpec, SourceNotFinished or
-    SourceHasNoResult."""
-    if isinstance(spec, CompareSpec):
-        for index, job_id in enumerate(spec.jobs):
-            _finished(session, tenant, job_id, f"/jobs/{index}", _REPORT)
-        return Resolved(spec)
-    filled, model, ends = _filled(session, tenant, spec)
-    assert filled.dataset is not None
-    facts = filled.dataset.facts or _uploaded(session, tenant, filled.dataset)
-    if ends is not None:
-        _refuse_other_ends(ends, facts.ends, "/source" if isinstance(filled, PruneSpec) else "/initial")
-    teachers = {each.teacher: _teacher(session, tenant, each, facts.ends) for each in taught(filled)}
-    sizes = Sizes(model, facts, teachers)
-    _refuse_misfit(filled, sizes)
-    return Resolved(filled, sizes)
-
-
-def _uploaded(session: Session, tenant: str, dataset: DatasetSpec) -> DatasetFacts:
-    """Of a data set that was uploaded, and is kept until the transaction ends, as a job's source is."""
-    assert dataset.id is not None  # it has no name
-    result = _finished(session, tenant, dataset.id, "/dataset/id", _DATASET).result
-    assert isinstance(result, DatasetResult)
-    return result.facts
-
-
-def _teacher(session: Session, tenant: str, course: Taught, ends: Ends) -> ModelSpec:
-    found = _source(session, tenant, course.teacher, course.pointer)
-    _refuse_other_ends(found.ends, ends, course.pointer)
-    return found.model
-
-
-def _refuse_other_ends(found: Ends, wanted: Ends, pointer: str) -> None:
-    if found != wanted:
-        detail = f"the checkpoint is for {found}, and the data set has {wanted}: name others that fit together"
-        raise InvalidSpec(detail, [FieldError(pointer=pointer, code="dataset_misfit", detail=detail)])
-
-
-class _Filled(NamedTuple):
-    """A spec with what its checkpoint tells, the widths of its network, and the ends of that checkpoint, if it begins
-    with one."""
-
-    spec: TrainSpec | PruneSpec
-    model: ModelSpec
-    ends: Ends | None
-
-
-def _filled(session: Session, tenant: str, spec: TrainSpec | PruneSpec) -> _Filled:
-    if isinstance(spec, PruneSpec):
-        source = _source(session, tenant, spec.source, "/source")
-        filled = parse(spec.model_copy(update={"dataset": _dataset(spec, source)}).model_dump_json())
-        assert isinstance(filled, PruneSpec)
-        return _Filled(filled, source.model, source.ends)
-    if spec.initial is None:
-        return _Filled(spec, spec.model, None)
-    source = _source(session, tenant, spec.initial, "/initial")
-    return _Filled(_with_widths(spec, source.model), source.model, source.ends)
-
-
-def _with_widths(spec: TrainSpec, found: ModelSpec) -> TrainSpec:
-    if "model" in spec.model_fields_set and spec.model != found:
-        detail = f"the checkpoint has channels {list(found.channels)} and hidden {found.hidden}: leave `model` out"
-        raise InvalidSpec(detail, [FieldError(pointer="/model", code="widths_differ", detail=detail)])
-    # Validated anew: what the spec asks for may be too much for the source's widths, or not fit them.
-    resolved = parse(spec.model_copy(update={"model": found}).model_dump_json())
-    assert isinstance(resolved, TrainSpec)
-    return resolved
-
-
-def _dataset(spec: PruneSpec, source: _Source) -> DatasetSpec:
-    """The spec's, else the source's."""
-    found = spec.dataset
-    if found is None and not isinstance(source.spec, ImportSpec):
-        found = source.spec.dataset
-    if found is None:
-        detail = "an uploaded checkpoint has no data set: name one"
-        raise InvalidSpec(detail, [FieldError(pointer="/dataset", code="missing", detail=detail)])
-    return found
-
-
-def _refuse_misfit(spec: TrainSpec | PruneSpec, sizes: Sizes) -> None:
-    try:
-        refuse_misfit(spec, *sizes)
-    except PydanticCustomError as error:
-        pointer = (error.context or {})["pointer"]
-        found = FieldError(pointer=pointer, code=error.type, detail=error.message())
-        raise InvalidSpec("One field of the spec must be mended; `errors` says which.", [found]) from error
-
-
-def _widths(session: Session, tenant: str, spec: TrainSpec | PruneSpec) -> ModelSpec:
-    """The network's widths: those of the training or the import at the root of a chain of prunings."""
-    return spec.model if isinstance(spec, TrainSpec) else _source(session, tenant, spec.source, "/source").model
-
-
-class _Source(NamedTuple):
-    """A job whose checkpoint another one begins with or learns from, and the sizes of the network."""
-
-    spec: TrainSpec | PruneSpec | ImportSpec
-    model: ModelSpec
-    ends: Ends
-
-
-def _source(session: Session, tenant: str, ref: CheckpointRef, pointer: str) -> _Source:
-    """Raises InvalidSpec, SourceNotFinished or SourceHasNoResult."""
-    spec, result = _finished(session, tenant, ref.job_id, f"{pointer}/job_id", _NETWORK)
-    if isinstance(spec, TrainSpec | PruneSpec):
-        assert isinstance(result, NetworkResult)
-        return _Source(spec, _widths(session, tenant, spec), result.ends)
-    assert isinstance(spec, ImportSpec)
-    assert isinstance(result, ImportResult)
-    if ref.artifact != "model.safetensors":
-        detail = f"{ref.job_id} is an import job and has no {ref.artifact}: name model.safetensors"
-        error = FieldError(pointer=f"{pointer}/artifact", code="source_has_no_such_artifact", detail=detail)
-        raise InvalidSpec(detail, [error])
-    return _Source(spec, ModelSpec(channels=result.channels, hidden=result.hidden), result.ends)
-
-
-class _Wanted(NamedTuple):
-    """What a spec names a job for."""
-
-    called: str
-    kinds: tuple[Kind, ...]
-    code: str
-    """Of the refusal of any other kind."""
-    lack: str
-
-
-_NETWORK = _Wanted(
-    "job",
-    ("train", "prune", "import"),
-    "source_has_no_network",
-    "has no network: name a train, prune or import job",
-)
-_REPORT = _Wanted("job", ("train", "prune"), "source_has_no_report", "has no report: name a train or prune job")
-_DATASET = _Wanted("data set", ("dataset",), "not_a_dataset", "is no data set: name one of GET /v1/datasets")
-
-
-class _Finished(NamedTuple):
-    spec: StoredSpec
-    result: Result
-
-
-def _finished(session: Session, tenant: str, job_id: str, pointer: str, wanted: _Wanted) -> _Finished:
-    """Spec and result of a succeeded job of this tenant. Nobody purges it until the transaction ends, when a job that
-    reads its files may be there."""
-    row = jobs.get(session, job_id, tenant, lock="keep")
-    if row is None or row.purged_at is not None:
-        detail = f"there is no {wanted.called} {job_id}"
-        raise InvalidSpec(detail, [FieldError(pointer=pointer, code="source_not_found", detail=detail)])
-    spec = parse_stored(row.spec)
-    if spec.kind not in wanted.kinds:
-        detail = f"{job_id} is a job of kind {spec.kind} and {wanted.lack}"
-        raise InvalidSpec(detail, [FieldError(pointer=pointer, code=wanted.code, detail=detail)])
-    status = Status(row.status)
-    if status is not Status.SUCCEEDED:
-        refusal = SourceHasNoResult if status.is_terminal else SourceNotFinished
-        detail = f"{job_id} is {status}; it must have succeeded"
-        raise refusal(detail, [FieldError(pointer=pointer, code=refusal.code, detail=detail)])
-    assert row.result is not None  # as the database has it
-    return _Finished(spec, RESULT.validate_python(row.result))
-
-
 class Terms(NamedTuple):
     """What the operator has settled for new jobs."""
 
@@ -296,9 +79,12 @@ class Terms(NamedTuple):
 
 
 def submit(session: Session, tenant: str, spec: AnySpec, terms: Terms, *, parent_job_id: str | None = None) -> JobRow:
-    """Resolve the spec and insert the job. Raises what `resolve` and `insert` raise."""
-    resolved = resolve(session, tenant, spec).spec
-    return insert(session, new_job_id(), tenant, resolved, terms, parent_job_id=parent_job_id)
+    """Resolve the spec and insert the job, of a sweep with its members. Raises what `resolve` and `insert` raise."""
+    resolved = resolve(session, tenant, spec)
+    if isinstance(resolved.spec, SweepSpec):
+        specs = [member.spec for member in resolved.members]
+        return insert_sweep(session, tenant, resolved.spec, specs, terms, parent_job_id)
+    return insert(session, new_job_id(), tenant, resolved.spec, terms, parent_job_id=parent_job_id)
 
 
 def insert(
@@ -313,13 +99,41 @@ def insert(
     """Insert a job of a resolved spec. Its attempts continue the present trace. Raises QueueFull or StorageFull."""
     more_bytes = spec.size if isinstance(spec, UploadSpec) else 0
     quotas.admit(session, tenant, terms.limits, more_bytes=more_bytes)
-    return jobs.insert_job(
-        session,
+    new = _new(job_id, tenant, spec, terms, parent_job_id)
+    return jobs.insert_job(session, **new._asdict())
+
+
+def insert_sweep(
+    session: Session,
+    tenant: str,
+    spec: SweepSpec,
+    specs: Sequence[TrainSpec],
+    terms: Terms,
+    parent_job_id: str | None = None,
+) -> JobRow:
+    """Insert a sweep of a resolved spec, and a job for each of its members' specs. Raises QueueFull or StorageFull."""
+    quotas.admit(session, tenant, terms.limits, jobs=len(specs))
+    # Among those of one moment the order of ids decides: members have their turns in the grid's order, and the sweep
+    # is listed above them.
+    *ids, sweep_id = sorted(new_job_id() for _ in range(len(specs) + 1))
+    new = [_new(job_id, tenant, each, terms) for job_id, each in zip(ids, specs, strict=True)]
+    return members.insert_sweep(session, _new(sweep_id, tenant, spec, terms, parent_job_id, ids), new)
+
+
+def _new(
+    job_id: str,
+    tenant: str,
+    spec: StoredSpec,
+    terms: Terms,
+    parent_job_id: str | None = None,
+    sources: Sequence[str] = (),
+) -> NewJob:
+    return NewJob(
         job_id=job_id,
         tenant=tenant,
         spec=spec.model_dump(mode="json"),
         spec_version=SPEC_VERSION,
-        sources=sorted({use.job_id for use in uses(spec)}),
+        sources=sources or sorted({use.job_id for use in uses(spec)}),
         parent_job_id=parent_job_id,
         retention_days=terms.retention_days,
         traceparent=traceparent(),
@@ -404,10 +218,24 @@ def _missing(session: Session, tenant: str, job_id: str, purged_at: datetime | N
     return JobNotFound(job_id) if purged_at is None else JobGone(job_id, purged_at)
 
 
+@contextmanager
+def _settling(session: Session, sweep_id: str | None) -> Iterator[None]:
+    """The block moves a job, which may be a member of this sweep."""
+    if sweep_id is not None:
+        members.hold(session, sweep_id)
+    yield
+    if sweep_id is not None:
+        members.settle(session, sweep_id)
+
+
 def cancel(session: Session, tenant: str, job_id: str) -> tuple[JobRow, bool]:
-    """Ask for the job's end. Returns the job, and whether this call changed it. Raises JobNotCancellable."""
-    get(session, tenant, job_id)
-    changed = jobs.request_cancel(session, job_id, tenant) is not None
+    """Ask for the job's end, of a sweep also for its members'. Returns the job, and whether this call changed it.
+    Raises JobNotCancellable."""
+    before = get(session, tenant, job_id)
+    with _settling(session, before.sweep_id):
+        changed = jobs.request_cancel(session, job_id, tenant) is not None
+    if changed and before.kind == "sweep":
+        members.cancel_members(session, job_id, "sweep_cancelled")
     row = get(session, tenant, job_id)
     if not changed and row.status not in (Status.CANCELLING, Status.CANCELLED):
         raise JobNotCancellable(f"The job {row.status} at {row.finished_at}: there is nothing left to cancel.")
@@ -415,13 +243,16 @@ def cancel(session: Session, tenant: str, job_id: str) -> tuple[JobRow, bool]:
 
 
 def retry(session: Session, tenant: str, job_id: str, limits: Limits) -> JobRow:
-    """Queue a failed job again. Raises JobNotRetryable, UploadNotKept, QueueFull or StorageFull."""
+    """Queue a failed job again; a sweep waits again, for those members that failed and may do better. Raises
+    JobNotRetryable, UploadNotKept, QueueFull or StorageFull."""
     before = get(session, tenant, job_id)
-    if before.kind in _UPLOADED_AT and before.error and not before.error["retryable"]:  # the sweeper's own rule
+    if before.kind in UPLOADED_AT and before.error and not before.error["retryable"]:  # the sweeper's own rule
         raise UploadNotKept(f"The job failed as {before.error['code']}, so its file is not kept: upload one anew.")
+    sweeps = before.kind == "sweep"
     if before.status == Status.FAILED:
-        quotas.admit(session, tenant, limits)
-    changed = jobs.retry(session, job_id, tenant)
+        quotas.admit(session, tenant, limits, jobs=members.count_to_be_retried(session, job_id) if sweeps else 1)
+    with _settling(session, before.sweep_id):
+        changed = (members.retry_sweep if sweeps else jobs.retry)(session, job_id, tenant)
     row = get(session, tenant, job_id)
     if not changed:
         hint = "wait for its end" if not Status(row.status).is_terminal else "rerun it as a new job"

@@ -60,5 +60,8 @@ def _named_by(row: JobRow) -> set[str]:
 
 
 def _edges(row: JobRow) -> Sequence[tuple[str, str, str, str | None]]:
-    read = [(use.job_id, row.id, str(use.relation), use.artifact) for use in uses(parse_stored(row.spec))]
+    if row.kind == "sweep":
+        read = [(job_id, row.id, "member", "report.json") for job_id in row.sources]
+    else:
+        read = [(use.job_id, row.id, str(use.relation), use.artifact) for use in uses(parse_stored(row.spec))]
     return [*read, *([(row.parent_job_id, row.id, "rerun", None)] if row.parent_job_id else [])]

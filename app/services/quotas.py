@@ -14,9 +14,9 @@ from app.rates import Rates
 from app.services.keys import Principal, refuse_unlawful_tenant
 
 
-def admit(session: Session, tenant: str, defaults: Limits, *, more_bytes: int = 0) -> None:
-    """Let one more job of the tenant into the queue, and with it as many bytes of an upload. Other jobs of the tenant
-    are let in after this transaction. Raises QueueFull or StorageFull."""
+def admit(session: Session, tenant: str, defaults: Limits, *, jobs: int = 1, more_bytes: int = 0) -> None:
+    """Let so many more jobs of the tenant into the queue, all or none, and with them as many bytes of an upload. Other
+    jobs of the tenant are let in after this transaction. Raises QueueFull or StorageFull."""
     limits, stored = tenants.account(session, tenant, defaults)
     # What a job will publish is not known before: one that is let in below the limit may go beyond it.
     if stored >= limits.max_stored_bytes or stored + more_bytes > limits.max_stored_bytes:
@@ -24,8 +24,8 @@ def admit(session: Session, tenant: str, defaults: Limits, *, more_bytes: int = 
     if limits.max_queued != UNLIMITED:
         tenants.take_turns(session, tenant)
         queued = tenants.count_queued(session, tenant)
-        if queued >= limits.max_queued:
-            raise QueueFull(limits.max_queued, queued)
+        if queued + jobs > limits.max_queued:
+            raise QueueFull(limits.max_queued, queued, jobs)
 
 
 def charge(rates: Rates, who: Principal, limit: int) -> None:

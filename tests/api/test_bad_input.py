@@ -97,7 +97,7 @@ INVALID: dict[str, tuple[Any, str, str]] = {
     "an unknown field": (train_spec(lamda=1), "/lamda", ""),
     "a misspelt field": (_train(epocs=3), "/training/epocs", "did you mean 'epochs'?"),
     "a misspelt kind": (train_spec(kind="trian"), "/kind", "train"),
-    "no kind": ({"dataset": {"name": "digits"}}, "/kind", "compare, prune, train"),
+    "no kind": ({"dataset": {"name": "digits"}}, "/kind", "compare, prune, sweep, train"),
     "an unknown data set": (train_spec(dataset={"name": "mnits"}), "/dataset/name", "mnist"),
     "an unknown method": (train_spec(pruning={"method": "treshold"}), "/pruning/method", "threshold"),
     "an unknown penalty": (train_spec(regularization={"penalty": "l3"}), "/regularization/penalty", "l1"),

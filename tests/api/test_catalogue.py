@@ -10,7 +10,7 @@ from tests.specs import Document
 def test_the_options_say_what_a_spec_may_ask_for(idle_http: httpx.Client) -> None:
     options = idle_http.get("/v1/options").json()
 
-    assert set(options["kinds"]) == {"train", "prune", "compare", "import", "dataset"}
+    assert set(options["kinds"]) == {"train", "prune", "compare", "sweep", "import", "dataset"}
     assert options["datasets"] == ["digits", "mnist", "fashion-mnist", "kmnist"]
     strength = options["penalties"]["l1"]["fields"]["strength"]
     assert strength["default"] == 0.001

@@ -44,7 +44,7 @@ def test_a_spec_is_described_by_its_kind(idle_http: httpx.Client) -> None:
     spec = idle_http.get("/openapi.json").json()["components"]["schemas"]["Spec"]
 
     assert spec["discriminator"]["propertyName"] == "kind"
-    assert set(spec["discriminator"]["mapping"]) == {"train", "prune", "compare"}
+    assert set(spec["discriminator"]["mapping"]) == {"train", "prune", "compare", "sweep"}
 
 
 def test_what_webhooks_are_sent_is_described(idle_http: httpx.Client) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import pytest
@@ -11,16 +11,27 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.contract.failure import Failure, FailureCode
-from app.contract.spec import SPEC_VERSION, parse_spec
+from app.contract.members import members
+from app.contract.spec import SPEC_VERSION, SweepSpec, parse_spec
 from app.contract.status import Status
 from app.db import attempts, jobs
 from app.db.attempts import NewArtifact
 from app.db.models import JobRow
-from tests.specs import train_spec
+from app.services.jobs import Terms, insert_sweep
+from tests.limits import NO_LIMITS
+from tests.specs import sweep_spec, train_spec
 
 LEASE = 60
 FILE = NewArtifact(name="report.json", role="report", media_type="application/json", size=2, sha256="0" * 64)
 FAILURE = Failure.of(FailureCode.INTERNAL_ERROR, "It broke.", attempt=1)
+
+
+TERMS = Terms(retention_days=30, limits=NO_LIMITS)
+
+
+class Sweep(NamedTuple):
+    id: str
+    members: Sequence[str]
 
 
 class Jobs:
@@ -49,6 +60,14 @@ class Jobs:
         )
         return job_id
 
+    def sweep(self, thresholds: Sequence[float] = (0.01, 0.05), **overrides: Any) -> Sweep:
+        """A sweep that waits, with a queued member for each threshold."""
+        spec = parse_spec(sweep_spec(grid={"thresholds": thresholds}, **overrides))
+        assert isinstance(spec, SweepSpec)
+        with self.sessions.begin() as session:
+            row = insert_sweep(session, "default", spec, [member.spec for member in members(spec)], TERMS)
+        return Sweep(row.id, row.sources)
+
     def running(self, job_id: str | None = None) -> str:
         job_id = job_id or self.queued()
         with self.sessions.begin() as session:
@@ -58,6 +77,8 @@ class Jobs:
     def in_state(self, status: Status) -> str:
         if status is Status.QUEUED:
             return self.queued()
+        if status is Status.WAITING:
+            return self.sweep().id
         job_id = self.running()
         self.end(job_id, status)
         return job_id

@@ -21,7 +21,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.contract.status import Phase, Status
-from app.db import attempts, jobs, sweep
+from app.db import attempts, jobs, members, sweep
 from app.db.attempts import Checkpoint
 from app.db.moves import NewEvent
 from tests.db.conftest import FAILURE, FILE, Jobs
@@ -62,6 +62,12 @@ class Lives(RuleBasedStateMachine):
         job_id = self.made.queued()
         self.known[job_id] = Status.QUEUED
         return job_id
+
+    @rule(target=ids)
+    def submit_sweep(self) -> object:
+        made = self.made.sweep()
+        self.known |= {made.id: Status.WAITING} | dict.fromkeys(made.members, Status.QUEUED)
+        return multiple(made.id, *made.members)
 
     @rule(target=held, job_id=ids)
     def claim(self, job_id: str) -> object:
@@ -129,6 +135,24 @@ class Lives(RuleBasedStateMachine):
     def sweep(self) -> None:
         with self.moving() as session:
             sweep.sweep(session, max_attempts=MAX_ATTEMPTS)
+
+    @rule()
+    def settle_sweeps(self) -> None:
+        with self.moving() as session:
+            members.cancel_overdue(session)
+        with self.sessions() as session:
+            found = members.unsettled(session)
+        for sweep_id in found:
+            with self.moving() as session:
+                members.settle(session, sweep_id)
+        for job_id in [each for each, status in self.known.items() if status is Status.WAITING]:
+            assert not all(self.known[each].is_terminal for each in self.made.row(job_id).sources)
+
+    @rule(job_id=ids)
+    def retry_sweep(self, job_id: str) -> None:
+        if self.made.row(job_id).kind == "sweep":
+            with self.moving() as session:
+                members.retry_sweep(session, job_id, "default")
 
     @rule()
     def publish_and_tidy(self) -> None:

@@ -64,7 +64,7 @@ def eventful(made: Jobs) -> Jobs:
 
 def test_each_thing_that_happens_to_a_job_counts_once(eventful: Jobs) -> None:
     assert _counts(eventful) == {
-        ("submitted",): 11,
+        ("submitted",): 14,
         ("queue_wait",): 9,
         ("finished", "succeeded"): 2,
         ("finished", "failed", "internal_error"): 2,
@@ -76,7 +76,8 @@ def test_each_thing_that_happens_to_a_job_counts_once(eventful: Jobs) -> None:
         ("purged", "succeeded"): 1,
     }
     assert _in_status(eventful) == {
-        "queued": 5,
+        "waiting": 1,
+        "queued": 7,
         "running": 1,
         "cancelling": 1,
         "succeeded": 1,

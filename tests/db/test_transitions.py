@@ -52,7 +52,7 @@ MOVES: dict[str, tuple[Move, dict[Status, Status]]] = {
     "retry": (lambda session, job_id: jobs.retry(session, job_id, "default"), {Status.FAILED: Status.QUEUED}),
     "request_cancel": (
         lambda session, job_id: jobs.request_cancel(session, job_id, "default"),
-        {Status.QUEUED: Status.CANCELLED, Status.RUNNING: Status.CANCELLING},
+        {Status.WAITING: Status.CANCELLED, Status.QUEUED: Status.CANCELLED, Status.RUNNING: Status.CANCELLING},
     ),
 }
 AN_ATTEMPTS_OWN = ("beat", "succeed", "fail", "cancelled", "drain")

@@ -28,16 +28,17 @@ def comparison_files(comparison: Comparison) -> dict[str, bytes]:
 
 
 def _read_job(job_id: str, folder: Path) -> ComparedJob:
-    display_name = _read(Manifest, job_id, folder / "manifest.json").receipt.spec.get("display_name")
+    display_name = read_document(Manifest, job_id, folder / "manifest.json").receipt.spec.get("display_name")
     return ComparedJob(
         job_id=job_id,
         display_name=display_name if isinstance(display_name, str) else None,
-        report=_read(Report, job_id, folder / "report.json"),
-        histogram=_read(Histogram, job_id, folder / "histogram.json"),
+        report=read_document(Report, job_id, folder / "report.json"),
+        histogram=read_document(Histogram, job_id, folder / "histogram.json"),
     )
 
 
-def _read(document: type[_Document], job_id: str, path: Path) -> _Document:
+def read_document(document: type[_Document], job_id: str, path: Path) -> _Document:
+    """A document that a job published. Raises `InvalidInput`."""
     if not path.is_file():
         raise InvalidInput(f"{job_id} has no {path.name}: compare finished train or prune jobs")
     try:

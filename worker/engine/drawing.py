@@ -25,16 +25,16 @@ from app.contract.report import (
     TensorReport,
 )
 
-_DPI = 110
+DPI = 110
 _WIDTH = 11.5
 _ROW = 2.6
 _BEFORE, _AFTER, _BAND = "#A9D3F0", "#0072B2", "#EEEEEE"
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart; as many as jobs may be compared.
-_JOBS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#9A8B00")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#9A8B00")
 _DARK = frozenset({"#0072B2", "#D55E00", "#009E73", "#000000"})
 """Those of them on which white letters can be read."""
-_GREY = "#555555"
-_FONT = "DejaVu Sans"
+GREY = "#555555"
+FONT = "DejaVu Sans"
 _PENALTIES = {
     "l1": "L1",
     "l1-proximal": "proximal L1",
@@ -59,19 +59,19 @@ def draw_histogram(histogram: Histogram, report: Report, title: str | None) -> b
     figure.legend(*rows[0][1].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False, fontsize=8)
     rows[-1][0].set_xlabel("value")
     rows[-1][1].set_xlabel("value")
-    return _png(figure)
+    return png(figure)
 
 
 def draw_sensitivity(sensitivity: Sensitivity, report: Report, title: str | None) -> bytes:
     """A PNG with a line for each weight tensor: accuracy against its sparsity, all others whole."""
-    figure = Figure(figsize=(7.5, 4.8), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(7.5, 4.8), dpi=DPI, layout="constrained")
     figure.set_facecolor("white")
     what = f"{report.dataset}: accuracy on {sensitivity.count:,} {sensitivity.images} images, one layer pruned alone"
-    headline = "\n".join(filter(None, (_legible(title, 80), what)))
-    figure.suptitle(headline, fontsize=11, parse_math=False, fontfamily=_FONT)
+    headline = "\n".join(filter(None, (legible(title, 80), what)))
+    figure.suptitle(headline, fontsize=11, parse_math=False, fontfamily=FONT)
     axes = figure.subplots()
-    axes.axhline(100 * sensitivity.accuracy, color=_GREY, linewidth=0.8, linestyle=(0, (4, 2)), label="not pruned")
-    for tensor, color in zip(sensitivity.tensors, _JOBS, strict=False):
+    axes.axhline(100 * sensitivity.accuracy, color=GREY, linewidth=0.8, linestyle=(0, (4, 2)), label="not pruned")
+    for tensor, color in zip(sensitivity.tensors, COLORS, strict=False):
         # In the order of the axis, whatever the spec's.
         points = sorted((100 * (1 - point.nonzero / tensor.total), 100 * point.accuracy) for point in tensor.points)
         label = f"{tensor.name} ({tensor.total:,})"
@@ -82,7 +82,7 @@ def draw_sensitivity(sensitivity: Sensitivity, report: Report, title: str | None
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def _headline(title: str | None, report: Report) -> str:
@@ -93,7 +93,7 @@ def _headline(title: str | None, report: Report) -> str:
     if report.method is not None:
         accuracy += f" → {_percent(report.accuracy_after.accuracy)}"
         accuracy += f", {_percent(report.total.sparsity)} of all parameters are zero"
-    return "\n".join(filter(None, (_legible(title, 100), f"{how}: {accuracy}")))
+    return "\n".join(filter(None, (legible(title, 100), f"{how}: {accuracy}")))
 
 
 def _penalty(name: str) -> str:
@@ -185,7 +185,7 @@ def draw_comparison(comparison: Comparison) -> bytes:
     for (left, right), name in zip(rows[1:], names, strict=True):
         tensors = {
             color: tensor
-            for job, color in zip(comparison.jobs, _JOBS, strict=False)
+            for job, color in zip(comparison.jobs, COLORS, strict=False)
             for tensor in job.histogram.tensors
             if tensor.name == name
         }
@@ -201,18 +201,18 @@ def draw_comparison(comparison: Comparison) -> bytes:
     if names:
         rows[-1][0].set_xlabel("value")
         rows[-1][1].set_xlabel("value")
-    return _png(figure)
+    return png(figure)
 
 
 def _draw_accuracy(axes: Axes, jobs: Sequence[ComparedJob]) -> None:
     before = [100 * job.report.accuracy_before.accuracy for job in jobs]
     after = [100 * job.report.accuracy_after.accuracy for job in jobs]
     rows = np.arange(len(jobs))
-    axes.barh(rows - 0.2, before, 0.36, color=_JOBS[: len(jobs)], alpha=0.45)
-    axes.barh(rows + 0.2, after, 0.36, color=_JOBS[: len(jobs)])
+    axes.barh(rows - 0.2, before, 0.36, color=COLORS[: len(jobs)], alpha=0.45)
+    axes.barh(rows + 0.2, after, 0.36, color=COLORS[: len(jobs)])
     for row, figures in enumerate(zip(before, after, strict=True)):
         for offset, figure, when in zip((-0.2, 0.2), figures, ("before", "after"), strict=True):
-            dark = when == "after" and _JOBS[row] in _DARK
+            dark = when == "after" and COLORS[row] in _DARK
             _write_in_bar(axes, row + offset, figure, f"{figure:.2f} % {when}", dark=dark)
     _name_bars(axes, jobs)
     _name_row(axes, "Test accuracy before and after pruning, %")
@@ -220,11 +220,11 @@ def _draw_accuracy(axes: Axes, jobs: Sequence[ComparedJob]) -> None:
 
 def _draw_sparsity(axes: Axes, jobs: Sequence[ComparedJob]) -> None:
     shares = [100 * job.report.total.sparsity for job in jobs]
-    axes.barh(np.arange(len(jobs)), shares, 0.6, color=_JOBS[: len(jobs)])
+    axes.barh(np.arange(len(jobs)), shares, 0.6, color=COLORS[: len(jobs)])
     for row, (share, job) in enumerate(zip(shares, jobs, strict=True)):
         total = job.report.total
         words = f"{share:.2f} %: {total.nonzero_after:,} of {total.parameters:,} left"
-        _write_in_bar(axes, row, share, words, dark=_JOBS[row] in _DARK)
+        _write_in_bar(axes, row, share, words, dark=COLORS[row] in _DARK)
     _name_bars(axes, jobs)
     axes.set_yticklabels([])
     _name_row(axes, "Sparsity: zeros of all parameters, %")
@@ -255,7 +255,7 @@ def _name(job: ComparedJob) -> str:
     """What it is called, and in a second line what was done."""
     report = job.report
     # An id's end tells it from others; its beginning is the time.
-    name = _legible(job.display_name, 24).strip() or f"job …{job.job_id[-8:]}"
+    name = legible(job.display_name, 24).strip() or f"job …{job.job_id[-8:]}"
     penalty = [f"{_penalty(report.penalty)} β = {report.strength:g}"] if report.penalty else []
     pruning = [f"θ = {report.threshold:g}" if report.threshold is not None else report.method or "not pruned"]
     return f"{name}\n" + ", ".join([report.dataset, *penalty, *pruning])
@@ -277,7 +277,7 @@ def _mark_threshold(axes: Axes, threshold: float | None) -> None:
         return
     axes.axvspan(-threshold, threshold, color=_BAND, zorder=0, linewidth=0, label=f"−θ to θ, θ = {threshold:g}")
     for end in (-threshold, threshold):
-        axes.axvline(end, color=_GREY, linewidth=0.7, linestyle=(0, (4, 2)), zorder=1)
+        axes.axvline(end, color=GREY, linewidth=0.7, linestyle=(0, (4, 2)), zorder=1)
 
 
 def _stairs(distribution: Distribution, span: _Span) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -340,9 +340,9 @@ def _figure(
     """Two columns of axes; `first` is the least height of the first row, in inches."""
     heights = [max(first, _ROW), *[_ROW] * (rows - 1)]
     height = sum(heights) + 0.6 + 0.25 * headline.count("\n")
-    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout=layout)
+    figure = Figure(figsize=(_WIDTH, height), dpi=DPI, layout=layout)
     figure.set_facecolor("white")
-    figure.suptitle(headline, fontsize=11, parse_math=False, fontfamily=_FONT)
+    figure.suptitle(headline, fontsize=11, parse_math=False, fontfamily=FONT)
     grid = figure.subplots(rows, 2, squeeze=False, height_ratios=heights)
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
@@ -354,7 +354,7 @@ def _name_row(axes: Axes, words: str) -> None:
     axes.set_title(words, loc="left", fontsize=9, fontweight="bold", parse_math=False)
 
 
-def _legible(text: str | None, width: int) -> str:
+def legible(text: str | None, width: int) -> str:
     """`text` on one line of at most `width` characters; those that the font lacks become boxes."""
     known = _characters()
     drawn = "".join(c if ord(c) in known else "□" for c in text or "")
@@ -363,10 +363,10 @@ def _legible(text: str | None, width: int) -> str:
 
 @cache
 def _characters() -> frozenset[int]:
-    return frozenset(get_font(findfont(_FONT)).get_charmap())
+    return frozenset(get_font(findfont(FONT)).get_charmap())
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     return picture.getvalue()

@@ -6,6 +6,7 @@ EngineError
 ├── InvalidCheckpoint     an input checkpoint that is not the network that it should be
 ├── PruningImpossible     the network has not the shapes that the pruning needs
 ├── InvalidInput          an input document missing or broken, or of a job that cannot be compared
+├── NoMemberSucceeded     a sweep that has nothing to put side by side
 ├── NonFiniteLoss         training or evaluation left the range of finite numbers
 ├── DeviceUnavailable     the device asked for is not there
 ├── OutOfMemory           translated from PyTorch's and Python's own errors, see `translated`
@@ -48,6 +49,10 @@ class PruningImpossible(EngineError):
 
 class InvalidInput(EngineError):
     code = FailureCode.ARTIFACT_CORRUPT
+
+
+class NoMemberSucceeded(EngineError):
+    code = FailureCode.NO_MEMBER_SUCCEEDED
 
 
 class NonFiniteLoss(EngineError):

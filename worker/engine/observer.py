@@ -17,7 +17,8 @@ class Observer:
         """A phase begins."""
 
     def advance(self, completed: int, total: int, unit: str) -> None:
-        """After every training step (`steps`) and every evaluated batch (`batches`), counted within the phase."""
+        """After every training step (`steps`), every evaluated batch (`batches`) and before every member of a
+        sweep that is read (`members`), counted within the phase."""
 
     def check(self) -> None:
         """Between pieces of work that are not counted: whoever wants to end the run may do so here too."""

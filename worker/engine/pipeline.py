@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from app.contract.artifacts import DATASET
 from app.contract.network import Ends
 from app.contract.reference import CheckpointRef
 from app.contract.report import Receipt, Report, Resume, Sensitivity
-from app.contract.result import CompareResult, DatasetResult, ImportResult, NetworkResult, Result
+from app.contract.result import CompareResult, DatasetResult, ImportResult, NetworkResult, Result, SweepResult
 from app.contract.spec import (
     CompareSpec,
     DatasetImportSpec,
@@ -25,6 +25,7 @@ from app.contract.spec import (
     PruneSpec,
     SensitivitySpec,
     StoredSpec,
+    SweepSpec,
     TrainSpec,
     UploadSpec,
     taught,
@@ -40,6 +41,7 @@ from worker.engine.errors import InvalidCheckpoint, translated
 from worker.engine.evidence import PROBES
 from worker.engine.execute import AFTER, BEFORE, PRUNED, Candidate, execute
 from worker.engine.export import file_sha256, publish, versions
+from worker.engine.frontier import MemberJob, frontier_files, read_frontier, result_of
 from worker.engine.importing import read_upload
 from worker.engine.model import Cnn, fresh
 from worker.engine.observer import Observer
@@ -68,14 +70,15 @@ def run(
     inputs: Inputs,
     out: Path,
     upload: Path | None = None,
+    members: Sequence[MemberJob] = (),
     observer: Observer = _SILENT,
     recovery: Recovery = _FRESH,
 ) -> Result:
     """Run a resolved spec and write its artifacts into `out`, an existing empty folder; the manifest comes last.
 
     `inputs` leads from each job that the spec names to the folder with that job's artifacts; `upload` is the file that
-    an import is about. A training goes on from the newest checkpoint of `recovery` that is whole. Raises `EngineError`,
-    or whatever the observer raised.
+    an import is about, and `members` are a sweep's, in their order. A training goes on from the newest checkpoint of
+    `recovery` that is whole. Raises `EngineError`, or whatever the observer raised.
     """
     with translated():
         stage = _Stage(torch.device("cpu"), datasets, inputs, out, observer, recovery)
@@ -85,6 +88,8 @@ def run(
             return _import(spec, upload, stage) if isinstance(spec, ImportSpec) else _receive(spec, upload, stage)
         if isinstance(spec, CompareSpec):
             return _compare(spec, stage)
+        if isinstance(spec, SweepSpec):
+            return _sweep(spec, members, stage)
         # A prune job has no wishes about its device.
         wanted = spec.training.device if isinstance(spec, TrainSpec) else "auto"
         stage = replace(stage, device=device.choose(wanted))
@@ -249,6 +254,13 @@ def _compare(spec: CompareSpec, stage: _Stage) -> CompareResult:
     comparison, read = read_jobs(spec.jobs, stage.inputs)
     publish(stage.out, comparison_files(comparison), _receipt(spec, stage, read))
     return CompareResult(kind="compare", jobs=spec.jobs)
+
+
+def _sweep(spec: SweepSpec, members: Sequence[MemberJob], stage: _Stage) -> SweepResult:
+    stage.observer.enter(Phase.REPORTING)
+    frontier, read = read_frontier(spec, members, stage.inputs, stage.observer)
+    publish(stage.out, frontier_files(frontier, spec.display_name), _receipt(spec, stage, read))
+    return result_of(frontier)
 
 
 def _import(spec: ImportSpec, upload: Path, stage: _Stage) -> ImportResult:

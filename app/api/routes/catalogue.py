@@ -22,6 +22,7 @@ from app.contract.spec import (
     ImportSpec,
     ModelSpec,
     PruneSpec,
+    SweepSpec,
     TrainSpec,
     UploadFormat,
 )
@@ -66,6 +67,7 @@ _KINDS = {
     "train": TrainSpec,
     "prune": PruneSpec,
     "compare": CompareSpec,
+    "sweep": SweepSpec,
     "import": ImportSpec,
     "dataset": DatasetImportSpec,
 }

@@ -32,13 +32,13 @@ from app.api.deps import (
 from app.api.openapi import ACCEPTED, PAGE, PATCH_BODY, SPEC_BODY, problems, with_headers
 from app.api.schemas import Estimate, Event, Job, Lineage, LineageEdge, LineageJob, Page, Validation
 from app.contract.reference import JobId
-from app.contract.spec import CompareSpec, Kind, all_macs
+from app.contract.spec import Kind, PruneSpec, TrainSpec, all_macs
 from app.contract.status import Status
 from app.core.errors import JobGone
 from app.db.jobs import Filter
 from app.db.models import EventRow
 from app.db.session import AWAY
-from app.services import jobs, lineage
+from app.services import jobs, lineage, resolving
 from app.services.idempotency import KeyedRequest
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def submit(
 ) -> Response:
     """Submit a job. It is accepted once it is stored; poll `Location` until `done`."""
     if validate_only:
-        return _validated(jobs.resolve(session, who.tenant, spec))
+        return _validated(resolving.resolve(session, who.tenant, spec))
     # What the client has written, and no defaults: those of a newer release may be others.
     content = spec.model_dump(mode="json", exclude_unset=True)
     return accepted(
@@ -94,21 +94,26 @@ def submit(
     )
 
 
-def _validated(resolved: jobs.Resolved) -> JSONResponse:
+def _validated(resolved: resolving.Resolved) -> JSONResponse:
     validation = Validation(spec=resolved.spec, estimate=_estimate(resolved))
     return JSONResponse(validation.model_dump(mode="json"))
 
 
-def _estimate(resolved: jobs.Resolved) -> Estimate:
-    spec, sizes = resolved
-    if isinstance(spec, CompareSpec) or sizes is None:
-        return Estimate(parameters=None, macs_per_image=None, training_macs=None, checkpoint_bytes=None)
-    parameters = sizes.model.parameters(sizes.facts.ends)
+def _estimate(resolved: resolving.Resolved) -> Estimate:
+    networks: list[tuple[TrainSpec | PruneSpec, resolving.Sizes]] = [
+        (member.spec, member.sizes) for member in resolved.members
+    ]
+    if isinstance(resolved.spec, TrainSpec | PruneSpec) and resolved.sizes is not None:
+        networks.append((resolved.spec, resolved.sizes))
+    if not networks:
+        return Estimate(members=None, parameters=None, macs_per_image=None, training_macs=None, checkpoint_bytes=None)
+    parameters = [sizes.model.parameters(sizes.facts.ends) for _, sizes in networks]
     return Estimate(
-        parameters=parameters,
-        macs_per_image=sizes.model.macs(sizes.facts.shape),
-        training_macs=all_macs(spec, *sizes),
-        checkpoint_bytes=4 * parameters,
+        members=len(resolved.members) or None,
+        parameters=max(parameters),
+        macs_per_image=max(sizes.model.macs(sizes.facts.shape) for _, sizes in networks),
+        training_macs=sum(all_macs(spec, *sizes) for spec, sizes in networks),
+        checkpoint_bytes=4 * sum(parameters),
     )
 
 
@@ -123,6 +128,7 @@ def list_jobs(
     created_after: Annotated[Instant | None, Query(description="RFC 3339; later than this.")] = None,
     created_before: Annotated[Instant | None, Query(description="RFC 3339; earlier than this.")] = None,
     parent: Annotated[JobId | None, Query(description="Reruns of this job.")] = None,
+    sweep: Annotated[JobId | None, Query(description="Members of this sweep.")] = None,
     label: LabelPairs = [],  # noqa: B006
     cursor: Annotated[str | None, Query(description="Of the page before; it brings that one's filters along.")] = None,
     limit: Limit = 20,
@@ -134,6 +140,7 @@ def list_jobs(
         created_after=created_after,
         created_before=created_before,
         parent=parent,
+        sweep=sweep,
         labels=labels_of(label),
     )
     page = jobs.page(session, who.tenant, wanted, cursor=cursor, limit=min(limit, MOST))
@@ -263,7 +270,7 @@ def update_job(
 
 @router.delete("/{job_id}", status_code=204, operation_id="delete_job", responses=problems(404, 409, 410))
 def delete_job(job_id: str, who: WriterDep, session: SessionDep) -> None:
-    """Delete a job that is done, with its files, for good."""
+    """Delete a job that is done, with its files, for good. The members of a sweep stay."""
     jobs.delete(session, who.tenant, job_id)
 
 
@@ -274,7 +281,7 @@ def delete_job(job_id: str, who: WriterDep, session: SessionDep) -> None:
     responses=problems(404, 409, 410) | {200: {"model": Job, "description": "Was asked for before."}},
 )
 def cancel_job(job_id: str, who: WriterDep, session: SessionDep, response: Response) -> Job:
-    """End a job: at once while it waits, at its next step while it runs."""
+    """End a job: at once while it waits, at its next step while it runs. A sweep's members are cancelled with it."""
     row, changed = jobs.cancel(session, who.tenant, job_id)
     response.status_code = 202 if changed else 200
     return resources.job(row)
@@ -289,7 +296,8 @@ def cancel_job(job_id: str, who: WriterDep, session: SessionDep, response: Respo
 def retry_job(
     job_id: str, who: WriterDep, session: SessionDep, parts: PartsDep, background: BackgroundTasks, response: Response
 ) -> Job:
-    """Run a failed job again, as its next attempt; a training goes on from its last checkpoint."""
+    """Run a failed job again, as its next attempt; a training goes on from its last checkpoint. A sweep retries its
+    members that failed in a way that this may mend, and waits for them."""
     row = jobs.retry(session, who.tenant, job_id, parts.terms.limits)
     background.add_task(parts.queue.wake, row.id)
     response.headers["Retry-After"] = resources.retry_after(row.queued_at)

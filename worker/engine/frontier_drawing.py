@@ -1,0 +1,260 @@
+"""The picture of a sweep: accuracy against non-zeros, a point a member."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import NamedTuple
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+
+from app.contract.frontier import Frontier, FrontierMember, MemberOutcome, MemberSettings
+from worker.engine.drawing import COLORS, DPI, FONT, GREY, legible, png
+
+_MARKERS = "osD^vP*X<>ph"
+_NAMED = 12
+"""Values of an axis that the legend has at most."""
+
+_LABELLED = 24
+"""Points; the values of more would lie upon each other."""
+
+_ERRORS = (90, 80, 70, 50, 30, 20, 10, 5, 3, 2, 1, 0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01)
+"""Percent, where the axis may have marks."""
+
+_AMOUNTS = ("threshold", "sparsity", "keep")
+_SIGNS = {"threshold": "θ", "strength": "β", "sparsity": "sparsity", "keep": "keep", "widths": "widths"}
+
+
+def draw_frontier(frontier: Frontier, title: str | None) -> bytes:
+    """A PNG. Members that differ in their seeds alone are pale points, their mean a strong one; a line leads through
+    the means from one amount to the next. The error's scale is logarithmic: small networks fall far, good ones lie
+    close together."""
+    figure = Figure(figsize=(9.5, 6.2), dpi=DPI, layout="constrained")
+    figure.set_facecolor("white")
+    axes = figure.subplots()
+    shown = [point for member in frontier.members if (point := _point(member)) is not None]
+    _draw_front(axes, [point for point in shown if point.member.on_front])
+    looks, means = _looks(frontier, shown), _means(frontier, shown)
+    figure.suptitle(_headline(frontier, title, means), fontsize=11, parse_math=False, fontfamily=FONT)
+    for series, points in means.items():
+        _draw_series(axes, looks[series], points)
+    if _are_labelled(means):
+        _label(axes, means)
+    _scale(axes, shown)
+    handles = [*axes.get_legend_handles_labels()[0], *_legend(frontier, shown)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False, fontsize=8)
+    return png(figure)
+
+
+class _Point(NamedTuple):
+    """`nonzero` and `error` (percent) where they are drawn: on a scale that has no zero, half of the least there is."""
+
+    member: FrontierMember
+    nonzero: float
+    error: float
+
+
+def _point(member: FrontierMember) -> _Point | None:
+    if (outcome := member.outcome) is None:
+        return None
+    return _Point(member, max(outcome.nonzero, 0.5), _error(outcome))
+
+
+def _error(outcome: MemberOutcome) -> float:
+    return 100 * max(outcome.test_images - outcome.correct, 0.5) / outcome.test_images
+
+
+def _headline(frontier: Frontier, title: str | None, means: Mapping[Series, Sequence[_Mean]]) -> str:
+    images = next(member.outcome.test_images for member in frontier.members if member.outcome is not None)
+    what = f"{frontier.dataset}: accuracy on {images:,} test images against non-zeros, {len(frontier.members)} members"
+    lost = Counter(member.status for member in frontier.members if member.outcome is None)
+    notes = ["pale: single seeds, strong: their means"] if "seed" in frontier.axes else []
+    along = _along(frontier.axes)
+    if along is not None and _are_labelled(means):
+        notes.append(f"at the points: {_SIGNS[along]}")
+    if lost:
+        notes.append("not shown: " + ", ".join(f"{count} {status}" for status, count in lost.items()))
+    return "\n".join(filter(None, (legible(title, 80), what, "; ".join(notes))))
+
+
+def _along(axes: Sequence[str]) -> str | None:
+    """The axis along which a line leads: the amount that is pruned, if that varies."""
+    order = (*_AMOUNTS, "strength", "widths")
+    return next((name for name in order if name in axes), None)
+
+
+def _value(settings: MemberSettings, axis: str) -> object:
+    return (*settings.channels, settings.hidden) if axis == "widths" else getattr(settings, axis)
+
+
+def _words(axis: str, value: object) -> str:
+    if axis == "strength" and value == 0:
+        return "no penalty"
+    return f"{_SIGNS[axis]} = {_spelt(value)}"
+
+
+def _spelt(value: object) -> str:
+    if isinstance(value, tuple):
+        return "×".join(map(str, value[:-1])) + f"+{value[-1]}"
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}"
+
+
+Series = tuple[object, ...]
+"""Its values on the axes that vary, without the one along which it leads, and the seed."""
+
+
+def _apart(frontier: Frontier) -> list[str]:
+    """The axes that tell one series from another."""
+    return [axis for axis in frontier.axes if axis not in ("seed", _along(frontier.axes))]
+
+
+def _series(frontier: Frontier, member: FrontierMember) -> Series:
+    return tuple(_value(member.settings, axis) for axis in _apart(frontier))
+
+
+@dataclass(frozen=True)
+class _Look:
+    color: str
+    marker: str = _MARKERS[0]
+
+
+Values = Mapping[str, Sequence[object]]
+"""Of each axis that tells series apart, those that were met, in the grid's order."""
+
+
+def _values(frontier: Frontier, shown: Sequence[_Point]) -> Values:
+    return {axis: list(dict.fromkeys(_value(p.member.settings, axis) for p in shown)) for axis in _apart(frontier)}
+
+
+def _looks(frontier: Frontier, shown: Sequence[_Point]) -> Mapping[Series, _Look]:
+    """The last of the axes gives the color, and the one before it the marker."""
+    values = [*_values(frontier, shown).values()]
+    return {series: _look(values, series) for point in shown for series in [_series(frontier, point.member)]}
+
+
+def _look(values: Sequence[Sequence[object]], series: Series) -> _Look:
+    if not values:
+        return _Look(COLORS[0])
+    color = _color(values[-1].index(series[-1]), len(values[-1]))
+    return _Look(color) if len(values) == 1 else _Look(color, _marker(values[0].index(series[0])))
+
+
+def _marker(index: int) -> str:
+    return _MARKERS[index % len(_MARKERS)]
+
+
+def _legend(frontier: Frontier, shown: Sequence[_Point]) -> Iterator[Line2D]:
+    """What the colors mean, and what the markers; of many values some."""
+    for place, (axis, values) in enumerate(reversed([*_values(frontier, shown).items()])):
+        for index in _some(len(values)):
+            look = _Look(GREY, _marker(index)) if place else _Look(_color(index, len(values)))
+            line = "" if place else "-"
+            yield Line2D([], [], color=look.color, marker=look.marker, ls=line, ms=6, label=_words(axis, values[index]))
+
+
+def _some(count: int) -> Sequence[int]:
+    """Indices, evenly spaced, with the first and the last."""
+    if count <= _NAMED:
+        return range(count)
+    return [round(index * (count - 1) / (_NAMED - 1)) for index in range(_NAMED)]
+
+
+def _color(index: int, count: int) -> str:
+    """Of more values than there are colors to tell apart, shades in their order."""
+    return COLORS[index] if count <= len(COLORS) else to_hex(colormaps["viridis"](0.95 * index / (count - 1)))
+
+
+class _Mean(NamedTuple):
+    """Over the seeds, at one place of a line."""
+
+    value: object
+    nonzero: float
+    error: float
+    points: Sequence[_Point]
+
+
+def _means(frontier: Frontier, shown: Sequence[_Point]) -> Mapping[Series, Sequence[_Mean]]:
+    along = _along(frontier.axes)
+    groups: dict[Series, dict[object, list[_Point]]] = {}
+    for point in shown:
+        value = _value(point.member.settings, along) if along is not None else None
+        groups.setdefault(_series(frontier, point.member), {}).setdefault(value, []).append(point)
+    return {
+        series: [_mean(value, group[value]) for value in sorted(group, key=_order)] for series, group in groups.items()
+    }
+
+
+def _order(value: object) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (float(value) if isinstance(value, int | float) else 0.0,)
+
+
+def _mean(value: object, points: Sequence[_Point]) -> _Mean:
+    return _Mean(value, fmean(p.nonzero for p in points), fmean(p.error for p in points), points)
+
+
+def _draw_series(axes: Axes, look: _Look, means: Sequence[_Mean]) -> None:
+    x, y = [mean.nonzero for mean in means], [mean.error for mean in means]
+    axes.plot(x, y, look.marker, ls="-", lw=1.1, ms=6, color=look.color, zorder=3)
+    for mean in means:
+        if len(mean.points) > 1:
+            axes.plot(
+                [p.nonzero for p in mean.points],
+                [p.error for p in mean.points],
+                look.marker,
+                ls="",
+                ms=4,
+                alpha=0.35,
+                mew=0,
+                color=look.color,
+                zorder=2,
+            )
+
+
+def _draw_front(axes: Axes, front: Sequence[_Point]) -> None:
+    """As a step: with so many non-zeros, this is the best that any member has reached."""
+    steps = sorted((point.nonzero, point.error) for point in front)
+    x, y = [nonzero for nonzero, _ in steps], [error for _, error in steps]
+    label = "best of all members with so few non-zeros"
+    axes.step(x, y, where="post", color=GREY, lw=0.9, ls=(0, (4, 2)), zorder=1, label=label)
+    axes.plot(x, y, "o", ms=11, mfc="none", mec=GREY, mew=0.8, zorder=1)
+
+
+def _are_labelled(means: Mapping[Series, Sequence[_Mean]]) -> bool:
+    return sum(map(len, means.values())) <= _LABELLED
+
+
+def _label(axes: Axes, means: Mapping[Series, Sequence[_Mean]]) -> None:
+    for mean in (mean for points in means.values() for mean in points if mean.value is not None):
+        where = (mean.nonzero, mean.error)
+        axes.annotate(_spelt(mean.value), where, xytext=(6, -9), textcoords="offset points", fontsize=7, color=GREY)
+
+
+def _scale(axes: Axes, shown: Sequence[_Point]) -> None:
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    least, most = min(point.error for point in shown), max(point.error for point in shown)
+    axes.set_ylim(min(100.0, 1.35 * most), least / 1.35)  # the good ones above
+    axes.set_xlim(*_span([point.nonzero for point in shown]))
+    axes.yaxis.set_major_locator(FixedLocator(_ERRORS))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 - error:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("non-zeros of the network (log scale)")
+    axes.set_ylabel("accuracy, % (log scale of the error)")
+    axes.grid(True, color="#EEEEEE", lw=0.8, zorder=0)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    return min(values) / 1.3, max(values) * 1.4
