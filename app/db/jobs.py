@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.contract.status import Phase, Status
 from app.db.clock import now, seconds
-from app.db.models import TERMINAL_STATES, ArtifactRow, EventRow, JobRow, PurgedRow
+from app.db.models import JOBS, TERMINAL_STATES, ArtifactRow, EventRow, JobRow, PurgedRow
 from app.db.moves import LEASED, NO_DATA, NewEvent, move, requeued, touched, write_events
 
 PUBLISH_FIRST_SECONDS = 5
@@ -39,9 +39,14 @@ def insert_job(
 ) -> JobRow:
     """Insert a queued job and its first event. The message to a worker comes after the commit."""
     new = NewJob(job_id, tenant, spec, spec_version, sources, parent_job_id, retention_days, traceparent)
-    row = session.execute(insert(JobRow).values(new.values()).returning(JobRow)).scalar_one()
+    row = insert_row(session, new.values())
     write_events(session, row, [NewEvent(Status.QUEUED)])
     return row
+
+
+def insert_row(session: Session, values: Mapping[str, Any]) -> JobRow:
+    inserted = insert(JOBS).values(**values).returning(JOBS)
+    return session.scalars(select(JobRow).from_statement(inserted)).one()
 
 
 class NewJob(NamedTuple):

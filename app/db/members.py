@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, aliased
 
 from app.contract.status import Status
 from app.db.clock import asked_at, now, seconds
-from app.db.jobs import MAY_BE_RETRIED, NewJob, cancel, retried
+from app.db.jobs import MAY_BE_RETRIED, NewJob, cancel, insert_row, retried
 from app.db.models import TERMINAL_STATES, EventRow, JobRow
 from app.db.moves import NewEvent, move, requeued, write_events
 
@@ -37,7 +37,7 @@ def insert_sweep(session: Session, sweep: NewJob, members: Sequence[NewJob]) -> 
         "queue_deadline": now() + seconds(sweep.spec["limits"]["max_members_seconds"]),
         "progress": _progress(0, len(members), moment := _moment(session), moment),
     }
-    row = session.execute(insert(JobRow).values(values).returning(JobRow)).scalar_one()
+    row = insert_row(session, values)
     write_events(session, row, [NewEvent(Status.WAITING, {"members": len(members)})])
     session.execute(insert(JobRow).values([each.values() | {"sweep_id": row.id} for each in members]))
     session.execute(insert(EventRow), [_first_event(each.job_id) for each in members])

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from app.contract.status import Phase, Status
 from app.db.clock import now, seconds
-from app.db.models import EventRow, JobRow
+from app.db.models import EVENTS, JobRow
 from app.db.outbox import tell
 
 LEASED = [status.value for status in Status if status.is_leased]
@@ -79,7 +79,7 @@ def write_events(session: Session, job: Any, new_events: Iterable[NewEvent]) -> 
     entries = list(new_events)
     if entries:
         first = job.events - len(entries) + 1
-        session.execute(insert(EventRow), [_row(job, seq, event) for seq, event in enumerate(entries, start=first)])
+        session.execute(insert(EVENTS), [_row(job, seq, event) for seq, event in enumerate(entries, start=first)])
         tell(session, job.id, [event.type for event in entries])
 
 
