@@ -46,7 +46,8 @@ def insert_job(
 
 def insert_row(session: Session, values: Mapping[str, Any]) -> JobRow:
     inserted = insert(JOBS).values(**values).returning(JOBS)
-    return session.scalars(select(JobRow).from_statement(inserted)).one()
+    row: JobRow = session.scalars(select(JobRow).from_statement(inserted)).one()
+    return row
 
 
 class NewJob(NamedTuple):

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Identity,
     Index,
     MetaData,
+    Table,
     Text,
     func,
     text,
