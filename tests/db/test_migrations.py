@@ -114,7 +114,8 @@ def test_going_back_cancels_sweeps_that_wait_and_leaves_their_members(empty: Cal
     sweep = made.sweep()
     downgrade(url, "0007")
     with engine.connect() as connection:
-        found = dict(connection.execute(text("SELECT id, status FROM jobs")).tuples())
+        rows = connection.execute(text("SELECT id, status FROM jobs"))
+        found: dict[str, str] = {row.id: row.status for row in rows}
     assert found == {sweep.id: "cancelled"} | dict.fromkeys(sweep.members, "queued")
     upgrade(url)
     assert made.events(sweep.id) == ["waiting", "cancelled"]
