@@ -93,8 +93,9 @@ def status(job: JobId, as_json: AsJson = False, state_dir: StateDir = STATE_DIR)
 def list_jobs(
     status: Annotated[list[str] | None, typer.Option(help="Only these; repeatable.")] = None,
     kind: Annotated[
-        list[str] | None, typer.Option(help="train, prune, compare, import or dataset; repeatable.")
+        list[str] | None, typer.Option(help="train, prune, compare, sweep, import or dataset; repeatable.")
     ] = None,
+    sweep: Annotated[str | None, typer.Option(metavar="JOB", help="Only members of this sweep.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20,
     as_json: AsJson = False,
     state_dir: StateDir = STATE_DIR,
@@ -105,7 +106,7 @@ def list_jobs(
     from app.cli.tables import jobs_table
 
     with connect(state_dir) as client:
-        found = client.list(status=status or (), kind=kind or (), page_size=min(limit, 100))
+        found = client.list(status=status or (), kind=kind or (), sweep=sweep, page_size=min(limit, 100))
         jobs = list(islice(found, limit))
     show_json([job.as_json() for job in jobs]) if as_json else show(jobs_table(jobs))
 

@@ -15,6 +15,7 @@ from app.core.limits import spelt
 from secateur_client import Artifact, Event, Job, System, Validation
 
 STATUS_STYLES = {
+    "waiting": "yellow",
     "queued": "yellow",
     "running": "cyan",
     "cancelling": "yellow",
@@ -50,11 +51,12 @@ def status_text(job: Job) -> Text:
 
 
 def progress_text(job: Job) -> str:
-    """Such as "training 3/5 epochs"; empty for a job that does nothing now."""
+    """Such as "training 3/5 epochs"; empty for a job that does nothing now. That a sweep waits, its status says."""
     if job.done or job.status == "queued":
         return ""
-    phase, progress = (job.phase or "").replace("_", " "), job.progress
-    return f"{phase} {progress.completed}/{progress.total} {progress.unit}" if progress else phase
+    phase = "" if job.phase == job.status else (job.phase or "").replace("_", " ")
+    progress = job.progress
+    return f"{phase} {progress.completed}/{progress.total} {progress.unit}".lstrip() if progress else phase
 
 
 def clock(moment: datetime | None) -> str:
@@ -101,6 +103,7 @@ def job_facts(job: Job) -> Table:
             ("kind", job.kind),
             ("name", job.display_name),
             ("rerun of", job.parent_job_id),
+            ("member of", job.sweep_id),
             ("labels", ", ".join(f"{key}={value}" for key, value in job.labels.items())),
             ("status", status_text(job)),
             ("now", progress_text(job)),
@@ -115,6 +118,10 @@ def job_facts(job: Job) -> Table:
 
 
 def _result_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    if "members" in result:
+        ends = ("succeeded", "failed", "cancelled", "unfinished")
+        told = ", ".join(f"{result[end]} {end}" for end in ends if result.get(end))
+        return [("members", f"{result['members']}: {told}"), ("front", "\n".join(result["front"]))]
     if "channels" in result:
         return [
             ("network", f"channels {', '.join(map(str, result['channels']))}, hidden {result['hidden']}"),
@@ -189,6 +196,7 @@ def validation_facts(validation: Validation) -> Table:
     return _facts(
         [
             ("spec", "valid; nothing was submitted"),
+            ("members", _grouped(estimate.members)),
             ("parameters", _grouped(estimate.parameters)),
             ("MACs per image", _grouped(estimate.macs_per_image)),
             ("training MACs", _grouped(estimate.training_macs)),

@@ -13,7 +13,7 @@ import yaml
 from app.local import Stack
 from secateur_client import Client
 from tests.cli.conftest import Secateur
-from tests.specs import Document, submit, train_spec
+from tests.specs import Document, submit, sweep_spec, train_spec
 
 
 @pytest.fixture
@@ -76,6 +76,16 @@ def test_list_narrows_by_status_and_kind(idle: Secateur, queued: Document, idle_
     assert {job["status"] for job in found} == {"cancelled"}
     assert idle("list", "--kind", "compare", "--json").document() == []
     assert idle("list", "--status", "asleep").code == 3
+
+
+def test_list_narrows_to_the_members_of_a_sweep(idle: Secateur, idle_http: httpx.Client) -> None:
+    sweep = submit(idle_http, sweep_spec())
+    found = idle("list", "--sweep", sweep["id"], "--json").document()
+    assert {(job["kind"], job["sweep_id"]) for job in found} == {("train", sweep["id"])}
+    assert len(found) == 2
+    assert "waiting" in idle("status", sweep["id"]).out
+    assert "0/2 members" in idle("status", sweep["id"]).out
+    assert sweep["id"] in idle("status", found[0]["id"]).out
 
 
 def test_a_log_of_several_pages_is_told_once(idle_client: Client, idle_service: Stack, idle_http: httpx.Client) -> None:

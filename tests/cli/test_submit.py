@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from tests.cli.conftest import Secateur
-from tests.specs import Document, read, train_spec
+from tests.specs import Document, read, sweep_spec, train_spec
 
 Write = Callable[[Document], Path]
 
@@ -59,6 +60,18 @@ def test_waiting_tells_the_progress_on_standard_error_and_the_result_on_standard
     job_id = done.out.split()[1]
     result = read(http, job_id)["result"]
     assert f"({100 * result['sparsity']:.2f} % sparse)" in done.out
+
+
+def test_a_sweep_is_followed_by_its_members_and_brings_its_frontier(
+    secateur: Secateur, write: Write, tmp_path: Path
+) -> None:
+    spec = sweep_spec(display_name="far", grid={"seeds": [1, 2, 3]})
+    done = secateur("submit", write(spec), "--download", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "far: waiting, 1/3 members" in done.err
+    assert re.search(r"members +3: 3 succeeded", done.out)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"frontier.csv", "frontier.json", "frontier.png", "manifest.json"}
 
 
 def test_waiting_for_a_job_that_fails_exits_with_1_and_says_why(idle: Secateur, write: Write) -> None:

@@ -106,6 +106,22 @@ def test_jobs_that_were_there_before_they_were_counted_are_counted_too(empty: Ca
     engine.dispose()
 
 
+def test_going_back_cancels_sweeps_that_wait_and_leaves_their_members(empty: Callable[[], str]) -> None:
+    url = empty()
+    upgrade(url)
+    engine = make_engine(url)
+    made = Jobs(make_sessions(engine))
+    sweep = made.sweep()
+    downgrade(url, "0007")
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT id, status FROM jobs"))
+        found: dict[str, str] = {row.id: row.status for row in rows}
+    assert found == {sweep.id: "cancelled"} | dict.fromkeys(sweep.members, "queued")
+    upgrade(url)
+    assert made.events(sweep.id) == ["waiting", "cancelled"]
+    engine.dispose()
+
+
 def test_processes_that_start_together_take_turns(empty: Callable[[], str]) -> None:
     url = empty()
     with ThreadPoolExecutor(4) as pool:

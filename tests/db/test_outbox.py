@@ -62,6 +62,18 @@ def test_each_turn_of_a_job_is_told(made: Jobs, status: Status, types: list[str]
         assert events[-1]["data"]["status"] == status
 
 
+def test_of_a_member_its_sweep_is_told(made: Jobs) -> None:
+    webhook_id = _webhook(made.sessions)
+    sweep = made.sweep()
+    made.running(sweep.members[0])
+    made.running(made.queued())
+    with made.sessions.begin() as session:
+        jobs.request_cancel(session, sweep.id, "default")
+    told = [event["data"] for event in _told(made.sessions, webhook_id)]
+    assert [data.get("sweep_id") for data in told] == [sweep.id, None, None]
+    assert [data["kind"] for data in told] == ["train", "train", "sweep"]
+
+
 def test_an_end_that_the_sweeper_makes_is_told_with_its_reason(made: Jobs) -> None:
     webhook_id = _webhook(made.sessions, events=(JobEventType.FAILED, JobEventType.CANCELLED))
     made.past(made.queued(), "queue_deadline")

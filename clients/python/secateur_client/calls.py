@@ -154,18 +154,20 @@ class Calls:
         kind: Sequence[str] = (),
         labels: Mapping[str, str] | None = None,
         parent: JobRef | None = None,
+        sweep: JobRef | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
         page_size: int = PAGE_SIZE,
     ) -> AsyncGenerator[Job]:
         """Jobs of the key's tenant, newest first, fetched page by page as they are taken: of any of these statuses and
-        kinds, with all of these labels, reruns of `parent`. Times need a zone."""
+        kinds, with all of these labels, reruns of `parent`, members of `sweep`. Times need a zone."""
         params = {
             "limit": page_size,
             "status": [*status],
             "kind": [*kind],
             "label": _pairs(labels),
             "parent": parent and _id(parent),
+            "sweep": sweep and _id(sweep),
             "created_after": created_after and created_after.isoformat(),
             "created_before": created_before and created_before.isoformat(),
         }

@@ -55,6 +55,7 @@ class Job(Resource):
     labels: dict[str, str] = Field(default_factory=dict)
     revision: int = 0
     parent_job_id: str | None = None
+    sweep_id: str | None = None
     attempt: int = 0
     queue: Queue | None = None
     progress: Progress | None = None
@@ -75,8 +76,10 @@ class Job(Resource):
 
 
 class Estimate(Resource):
-    """Arithmetic on the spec; null where no network is made."""
+    """Arithmetic on the spec; null where no network is made. Of a sweep, sizes are those of its largest network, work
+    and bytes those of all `members` together."""
 
+    members: int | None = None
     parameters: int | None = None
     macs_per_image: int | None = None
     training_macs: int | None = None
