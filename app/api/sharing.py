@@ -31,6 +31,7 @@ class Shared:
         if task is None:
             # In no request's context: it is not the business of one alone.
             task = asyncio.get_running_loop().create_task(self._ask(key, question), context=Context())
+            task.add_done_callback(_heard)
             self._waiting[key] = task
         answer: T = await asyncio.shield(task)  # who leaves takes nobody along
         return answer
@@ -44,3 +45,9 @@ class Shared:
         finally:
             if self._out[key] is task:
                 del self._out[key]
+
+
+def _heard(task: asyncio.Task[Any]) -> None:
+    """When all who asked have left, nobody is there to be told of its error."""
+    if not task.cancelled():
+        task.exception()
