@@ -56,8 +56,8 @@ def _settings(precision: Precision) -> TrainingSpec:
 
 def _text(images: int) -> str:
     return (
-        f"Seconds an epoch of {images:,} images: the source's of one, ours of a training of {EPOCHS} with all that comes "
-        "before it, recording included."
+        f"Seconds an epoch of {images:,} images: the source's of one, ours of a training of {EPOCHS} with all that "
+        "comes before it, recording included."
     )
 
 
@@ -70,7 +70,7 @@ def _layouts(here: Examples) -> str:
         longer = settings.model_copy(update={"epochs": 3})
 
         def work(of: TrainingSpec, layout: torch.memory_format = layout, capture: bool = capture) -> None:
-            network = fresh(ModelSpec(), 0).cuda().to(memory_format=layout)  # type: ignore[call-overload]
+            network = fresh(ModelSpec(), 0).cuda().to(memory_format=layout)
             with reproducible(torch.device("cuda")):
                 train(network, part, Course(of), Progress(), Observer(), capture=capture)
 
