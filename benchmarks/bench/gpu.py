@@ -13,7 +13,7 @@ from app.contract.training import Precision, TrainingSpec
 from benchmarks.bench import source
 from benchmarks.bench.measuring import Setting, in_turn, seconds
 from benchmarks.bench.rows import Row
-from benchmarks.bench.training import examples, load, ours
+from benchmarks.bench.training import examples, load, trained
 from benchmarks.bench.writing import number, table
 from worker.engine.model import fresh
 from worker.engine.observer import Observer
@@ -34,13 +34,14 @@ def measure(setting: Setting) -> tuple[Sequence[Row], str]:
         return [Row(what=WHAT, against=AGAINST, kind="speed-up", must=15, aim=60, skipped=skipped)], ""
     on = torch.device("cuda")
     here = examples(load(setting), setting.work(60_000, 6_000), on)
-    with source.pictures(setting, len(here.labels)) as pictures:
+    with source.files(setting) as folder:
+        pictures = source.pictures(folder, len(here.labels))
         source.train(source.Network().cuda(), pictures, device="cuda")  # warm
         plain, float32, bf16 = in_turn(
             setting.rounds(3),
             seconds(lambda: source.train(source.Network().cuda(), pictures, device="cuda")),
-            seconds(ours(here, _settings("float32"))),
-            seconds(ours(here, _settings("bf16"))),
+            seconds(lambda: trained(here, _settings("float32"))),
+            seconds(lambda: trained(here, _settings("bf16"))),
         )
     of_epoch = [tuple(value / EPOCHS for value in values) for values in (float32, bf16)]
     rows = [
@@ -86,7 +87,7 @@ def _layouts(here: Examples) -> str:
 def _kernels(here: Examples) -> str:
     part = Examples(here.images[:6_000], here.labels[:6_000], here.images[:0], here.labels[:0])
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        ours(part, TrainingSpec(epochs=1))()
+        trained(part, TrainingSpec(epochs=1))
     steps = 60
     found = sorted(profiled.key_averages(), key=lambda each: -each.self_device_time_total)
     lines = [

@@ -34,6 +34,12 @@ def _penalty(setting: Setting) -> Found:
     return training.penalty(setting)
 
 
+def _precision(setting: Setting) -> Found:
+    from benchmarks.bench import training
+
+    return training.precision(setting)
+
+
 def _distributions(setting: Setting) -> Found:
     from benchmarks.bench import distributions
 
@@ -48,6 +54,7 @@ def _gpu(setting: Setting) -> Found:
 
 PARTS: Mapping[str, Measured] = {
     "training": Measured("Training on a CPU", _training),
+    "precision": Measured("What bf16 costs in accuracy", _precision),
     "penalty": Measured("The L1 term", _penalty),
     "distributions": Measured("Weight distributions", _distributions),
     "gpu": Measured("Training on a GPU", _gpu),
