@@ -18,12 +18,11 @@ _THREADS, _PARTS = 256, 16
 
 
 def applies_to(images: Tensor, norm: nn.BatchNorm2d) -> bool:
-    """Whether `normalized` is for what a layer makes of them: float32 on a GPU, in training, with running statistics by
-    a momentum."""
+    """Whether `normalized` is for what a layer makes of them: on a GPU, in training, with running statistics by a
+    momentum."""
     return (
         images.is_cuda
         and images.dtype == torch.float32
-        and not torch.is_autocast_enabled("cuda")
         and norm.training
         and norm.momentum is not None
         and torch.is_grad_enabled()
@@ -34,10 +33,10 @@ def applies_to(images: Tensor, norm: nn.BatchNorm2d) -> bool:
 
 def normalized(features: Tensor, bias: Tensor, norm: nn.BatchNorm2d, *, pooled: bool) -> Tensor:
     """What `norm`, then 2×2 max pooling if `pooled`, and ReLU make of features + bias: [N, C, H, W], the bias of the
-    convolution [C]. The running statistics move on."""
+    convolution [C]. In float32, whatever the convolution computed in. The running statistics move on."""
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
-    out: Tensor = _Normalized.apply(features.contiguous(), bias, norm.weight, norm.bias, norm, pooled)
+    out: Tensor = _Normalized.apply(features.float().contiguous(), bias, norm.weight, norm.bias, norm, pooled)
     return out
 
 
