@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 
-from benchmarks.bench import distributions, listing, running, serving, training
 from benchmarks.bench.measuring import Setting
 from benchmarks.bench.rows import Row
+
+Found = tuple[Sequence[Row], str]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A part: `measure` gives its rows, and what is to be said of them in Markdown."""
+    """A part, by the module and the function that measure it. Imported only then: no part is to want
+    the libraries of another."""
 
     title: str
-    measure: Callable[[Setting], tuple[Sequence[Row], str]]
+    module: str
+    function: str = "measure"
 
+    def measure(self, setting: Setting) -> Found:
+        """Its rows, and what is to be said of them in Markdown."""
+        found: Found = getattr(import_module(self.module), self.function)(setting)
+        return found
+
+
+_HERE = __package__
 
 PARTS: Mapping[str, Measured] = {
-    "training": Measured("Training on a CPU", training.measure),
-    "penalty": Measured("The L1 term", training.penalty),
-    "distributions": Measured("Weight distributions", distributions.measure),
-    "overhead": Measured("What a job costs beside the engine's work", running.overhead),
-    "serving": Measured("The API's process", serving.measure),
-    "listing": Measured("Lists", listing.measure),
-    "workers": Measured("Many workers", running.workers),
+    "training": Measured("Training on a CPU", f"{_HERE}.training"),
+    "precision": Measured("What bf16 costs in accuracy", f"{_HERE}.training", "precision"),
+    "penalty": Measured("The L1 term", f"{_HERE}.training", "penalty"),
+    "distributions": Measured("Weight distributions", f"{_HERE}.distributions"),
+    "gpu": Measured("Training on a GPU", f"{_HERE}.gpu"),
+    "overhead": Measured("What a job costs beside the engine's work", f"{_HERE}.running", "overhead"),
+    "serving": Measured("The API's process", f"{_HERE}.serving"),
+    "listing": Measured("Lists", f"{_HERE}.listing"),
+    "workers": Measured("Many workers", f"{_HERE}.running", "workers"),
 }

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from app.contract.network import KERNELS, MNIST_ENDS, POOLED, Ends
 from app.contract.spec import ModelSpec
+from worker.engine import normalize
+from worker.engine.pooling import MaxPool
 from worker.engine.seeding import seeded
 
 EPSILON = 1e-5
@@ -31,11 +34,27 @@ class Cnn(nn.Module):
         return logits
 
 
+class _Convolutional(nn.Sequential):
+    """A convolution, BatchNorm, perhaps max pooling, ReLU."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        convolution, norm = self[0], self[1]
+        assert isinstance(convolution, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        if not normalize.applies_to(images, norm):
+            out: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
+            return out
+        assert convolution.bias is not None
+        # Its bias only moves the mean, which the normalization takes away.
+        features = functional.conv2d(images, convolution.weight, padding=convolution.padding)
+        return normalize.normalized(features, convolution.bias, norm, pooled=len(self) > 3)
+
+
 def _convolutional(width_in: int, width: int, kernel: int, *, pooled: bool) -> nn.Sequential:
     convolution = nn.Conv2d(width_in, width, kernel, padding=kernel // 2)
     # Pooled before ReLU: the same numbers and gradients to the bit, for a quarter of ReLU's work.
-    pooling = [nn.MaxPool2d(2)] if pooled else []
-    return nn.Sequential(convolution, nn.BatchNorm2d(width, eps=EPSILON), *pooling, nn.ReLU(inplace=True))
+    pooling = [MaxPool()] if pooled else []
+    return _Convolutional(convolution, nn.BatchNorm2d(width, eps=EPSILON), *pooling, nn.ReLU(inplace=True))
 
 
 def fresh(model: ModelSpec, seed: int, ends: Ends = MNIST_ENDS) -> Cnn:
