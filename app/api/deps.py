@@ -83,6 +83,15 @@ def _commit(session: Session) -> None:
 SessionDep = Annotated[Session, Depends(session, scope="function")]
 
 
+async def read_session(parts: PartsDep) -> AsyncIterator[Session]:
+    """For a route that only asks: there is nothing to begin and to commit, which would be half of what it takes."""
+    with parts.reads() as opened:
+        yield opened
+
+
+ReadSessionDep = Annotated[Session, Depends(read_session, scope="function")]
+
+
 async def only_known_parameters(request: Request) -> None:
     """A misspelt filter must not list everything, nor a misspelt `validate_only` train."""
     # Not on a thread: health and metrics answer also when all of them hang on a database that does.

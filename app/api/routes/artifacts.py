@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api import resources
-from app.api.deps import ArtifactReaderDep, PartsDep, ReaderDep, SessionDep
+from app.api.deps import ArtifactReaderDep, PartsDep, ReaderDep, ReadSessionDep
 from app.api.openapi import DOWNLOAD, DOWNLOAD_PARAMETERS, problems
 from app.api.schemas import Artifact, Page
 from app.core.errors import RangeBeyondEnd
@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"])
 
 
 @router.get("", operation_id="list_artifacts", responses=problems(404, 410))
-def list_artifacts(job_id: str, who: ReaderDep, session: SessionDep) -> Page[Artifact]:
+def list_artifacts(job_id: str, who: ReaderDep, session: ReadSessionDep) -> Page[Artifact]:
     """What the job published; empty until it has succeeded."""
     job, records = artifacts.list_artifacts(session, who.tenant, job_id)
     return Page(items=[resources.artifact(record, job) for record in records], next_cursor=None)
@@ -37,7 +37,7 @@ def list_artifacts(job_id: str, who: ReaderDep, session: SessionDep) -> Page[Art
     responses=DOWNLOAD | problems(404, 410, 416),
 )
 def download_artifact(
-    job_id: str, name: str, request: Request, who: ArtifactReaderDep, session: SessionDep, parts: PartsDep
+    job_id: str, name: str, request: Request, who: ArtifactReaderDep, session: ReadSessionDep, parts: PartsDep
 ) -> Response:
     """An artifact's bytes. Takes `Range`, `If-Range` and `If-None-Match`; they never change under a name."""
     record, path = artifacts.open_artifact(session, parts.store, who.tenant, job_id, name)

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from app.api import resources
-from app.api.deps import ArtifactReaderDep, PartsDep, SessionDep
+from app.api.deps import ArtifactReaderDep, PartsDep, ReadSessionDep
 from app.api.openapi import problems
 from app.api.schemas import Compared, Comparison
 from app.contract.reference import JOB_ID_PATTERN
@@ -25,7 +25,7 @@ JobIds = Annotated[
 
 
 @router.get("", operation_id="compare_jobs", responses=problems(404, 409, 410, 422))
-def compare(jobs: JobIds, who: ArtifactReaderDep, session: SessionDep, parts: PartsDep) -> Comparison:
+def compare(jobs: JobIds, who: ArtifactReaderDep, session: ReadSessionDep, parts: PartsDep) -> Comparison:
     """The reports of finished train and prune jobs, in the order asked for."""
     found = artifacts.reports(session, parts.store, who.tenant, jobs.split(","))
     return Comparison(items=[Compared(job=resources.job(row), report=report) for row, report in found])

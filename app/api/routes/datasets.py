@@ -10,7 +10,16 @@ from starlette.concurrency import run_in_threadpool
 
 from app.api import resources
 from app.api.accepted import Shown, accepted_upload, refuse_upload_early
-from app.api.deps import IdempotencyKey, LabelPairs, PartsDep, ReaderDep, SessionDep, WriterDep, labels_of
+from app.api.deps import (
+    IdempotencyKey,
+    LabelPairs,
+    PartsDep,
+    ReaderDep,
+    ReadSessionDep,
+    SessionDep,
+    WriterDep,
+    labels_of,
+)
 from app.api.openapi import ACCEPTED, DATASET_BODY, PAGE, problems, with_headers
 from app.api.routes.jobs import MOST, Limit, link_next
 from app.api.schemas import Dataset, Page
@@ -80,7 +89,7 @@ def _boundary(request: Request) -> bytes | None:
 @router.get("", operation_id="list_datasets", responses=problems(400, 422) | PAGE)
 def list_datasets(
     who: ReaderDep,
-    session: SessionDep,
+    session: ReadSessionDep,
     request: Request,
     response: Response,
     sha256: Annotated[
@@ -101,7 +110,7 @@ def list_datasets(
 @router.get(
     "/{dataset_id}", operation_id="get_dataset", responses=problems(404, 410) | with_headers(200, "Retry-After")
 )
-def get_dataset(dataset_id: str, who: ReaderDep, session: SessionDep, response: Response) -> Dataset:
+def get_dataset(dataset_id: str, who: ReaderDep, session: ReadSessionDep, response: Response) -> Dataset:
     """A data set, ready or not. While it is checked, `Retry-After` says when to ask again."""
     row = datasets.get(session, who.tenant, dataset_id)
     found = resources.dataset(row)

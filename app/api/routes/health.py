@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from app.api.deps import READER_ONLY, PartsDep, SessionDep
+from app.api.deps import READER_ONLY, PartsDep, ReadSessionDep
 from app.api.openapi import problems
 from app.api.schemas import Readiness, System, Worker
 from app.core.version import VERSION
@@ -28,7 +28,7 @@ def readyz(parts: PartsDep, response: Response) -> Readiness:
 
 
 @router.get("/v1/system", operation_id="get_system", dependencies=[READER_ONLY], responses=problems())
-def get_system(session: SessionDep, parts: PartsDep) -> System:
+def get_system(session: ReadSessionDep, parts: PartsDep) -> System:
     """Workers and how much waits for them."""
     workers, depth = system.state(session)
     return System(

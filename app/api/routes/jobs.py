@@ -24,6 +24,7 @@ from app.api.deps import (
     PartsDep,
     PatchDep,
     ReaderDep,
+    ReadSessionDep,
     SessionDep,
     SpecDep,
     WriterDep,
@@ -120,7 +121,7 @@ def _estimate(resolved: resolving.Resolved) -> Estimate:
 @router.get("", operation_id="list_jobs", responses=problems(400, 422) | PAGE)
 def list_jobs(
     who: ReaderDep,
-    session: SessionDep,
+    session: ReadSessionDep,
     request: Request,
     response: Response,
     status: Annotated[list[Status], Query(description="Repeatable: any of them.")] = [],  # noqa: B006 - FastAPI copies it
@@ -330,7 +331,7 @@ def rerun_job(
 
 
 @router.get("/{job_id}/lineage", operation_id="get_job_lineage", responses=problems(404, 410))
-def get_lineage(job_id: str, who: ReaderDep, session: SessionDep) -> Lineage:
+def get_lineage(job_id: str, who: ReaderDep, session: ReadSessionDep) -> Lineage:
     """All that the job was made from, back to where it began, and what was made of it directly."""
     found = lineage.lineage(session, who.tenant, job_id)
     return Lineage(
@@ -347,7 +348,7 @@ def get_lineage(job_id: str, who: ReaderDep, session: SessionDep) -> Lineage:
 def list_events(
     job_id: str,
     who: ReaderDep,
-    session: SessionDep,
+    session: ReadSessionDep,
     request: Request,
     response: Response,
     after: After = 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from app.api import resources
-from app.api.deps import PartsDep, ReaderDep, SessionDep
+from app.api.deps import PartsDep, ReaderDep, ReadSessionDep
 from app.api.openapi import problems
 from app.api.schemas import Quotas
 from app.services.quotas import quotas
@@ -14,6 +14,6 @@ router = APIRouter(tags=["system"])
 
 
 @router.get("/v1/quotas", operation_id="get_quotas", responses=problems())
-def get_quotas(who: ReaderDep, session: SessionDep, parts: PartsDep) -> Quotas:
+def get_quotas(who: ReaderDep, session: ReadSessionDep, parts: PartsDep) -> Quotas:
     """The limits of your tenant, and how much of each is in use."""
     return resources.quotas(who.tenant, quotas(session, parts.rates, who.tenant, parts.settings.limits))

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from app.api import resources
-from app.api.deps import NewWebhookDep, PartsDep, ReaderDep, SessionDep, WebhookPatchDep, WriterDep
+from app.api.deps import NewWebhookDep, PartsDep, ReaderDep, ReadSessionDep, SessionDep, WebhookPatchDep, WriterDep
 from app.api.openapi import WEBHOOK_BODY, WEBHOOK_PATCH_BODY, problems
 from app.api.routes.jobs import MOST, Limit, link_next
 from app.api.schemas import Delivery, Page, Webhook, WebhookWithSecret
@@ -34,13 +34,13 @@ def create_webhook(
 
 
 @router.get("", operation_id="list_webhooks", responses=problems())
-def list_webhooks(who: ReaderDep, session: SessionDep) -> Page[Webhook]:
+def list_webhooks(who: ReaderDep, session: ReadSessionDep) -> Page[Webhook]:
     """Your webhooks, newest first, on one page."""
     return Page(items=[resources.webhook(row) for row in webhooks.of_tenant(session, who.tenant)], next_cursor=None)
 
 
 @router.get("/{webhook_id}", operation_id="get_webhook", responses=problems(404))
-def get_webhook(webhook_id: str, who: ReaderDep, session: SessionDep) -> Webhook:
+def get_webhook(webhook_id: str, who: ReaderDep, session: ReadSessionDep) -> Webhook:
     """A webhook, and whether it is enabled."""
     return resources.webhook(webhooks.get(session, who.tenant, webhook_id))
 
@@ -82,7 +82,7 @@ def test_webhook(webhook_id: str, who: WriterDep, session: SessionDep) -> Delive
 def list_deliveries(
     webhook_id: str,
     who: ReaderDep,
-    session: SessionDep,
+    session: ReadSessionDep,
     request: Request,
     response: Response,
     cursor: Annotated[str | None, Query(description="Of the page before.")] = None,
