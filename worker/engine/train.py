@@ -295,7 +295,7 @@ class _Tally:
 
     def refuse_non_finite(self, step: int) -> None:
         if not math.isfinite(float(self._loss + self._penalty)):
-            raise _non_finite("loss", step)
+            raise NonFiniteLoss.at_step(step)
 
     def metrics(self, epoch: int, seconds: float) -> EpochMetrics:
         return EpochMetrics(
@@ -311,11 +311,4 @@ def _refuse_non_finite_state(network: nn.Module, step: int) -> None:
     """The loss is computed ahead of a step, so what the very last step did shows in the weights alone."""
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise _non_finite(name, step)
-
-
-def _non_finite(what: str, step: int) -> NonFiniteLoss:
-    return NonFiniteLoss(
-        f"{what} is not a finite number at training step {step}: take a smaller learning_rate, "
-        "a weaker penalty, or another initial checkpoint or teacher"
-    )
+            raise NonFiniteLoss.at_step(step, name)
