@@ -17,7 +17,7 @@ FAULTS ?= 100
 EXAMPLES ?= 200
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test acceptance chaos fuzz frontier recount lint types openapi up clean
+.PHONY: help setup demo test acceptance bench chaos fuzz frontier recount lint types openapi up clean
 
 help: ## Show this list
 	@echo 'make TARGET, of which there are:'
@@ -40,6 +40,9 @@ chaos: $(STAMP) ## Short jobs under random faults, and the verdict: [SEED=…] [
 
 fuzz: $(STAMP) ## Made-up requests for minutes, every answer held against the description: [SEED=…] [EXAMPLES=200]
 	@$(BIN)/python -m tests.fuzz $(if $(SEED),--seed $(SEED)) --examples $(EXAMPLES)
+
+bench: $(STAMP) ## Measure how fast it is, against plain alternatives: [DATA_DIR=folder]; ARGS='--only training --quick'
+	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 frontier: $(STAMP) ## Prune MNIST networks as far as they go and write it down, for hours: DATA_DIR=folder; ARGS='--seeds 0'
 	@test -n "$$DATA_DIR" || { echo 'Say where MNIST/raw is: make frontier DATA_DIR=folder' >&2; exit 1; }

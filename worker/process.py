@@ -13,7 +13,7 @@ from app.db.session import make_engine, make_sessions
 from app.queue import Queue, make_celery
 from app.storage import LocalStore
 from worker import identity
-from worker.engine import device, pipeline
+from worker.engine import device, memory, pipeline
 from worker.engine.data import DatasetStore
 from worker.engine.export import versions
 from worker.presence import Identity, Presence
@@ -55,7 +55,10 @@ class JobProcess:
         )
 
     def run(self, job_id: str) -> None:
-        run_job(job_id, self._runtime)
+        try:
+            run_job(job_id, self._runtime)
+        finally:
+            memory.give_back()  # when the job's end is told already
 
     def close(self) -> None:
         self._presence.stop()

@@ -31,7 +31,7 @@ from app.contract.spec import (
 )
 from app.contract.status import Phase
 from app.contract.training import TrainingSpec
-from worker.engine import checkpoint, dataset_file, device
+from worker.engine import checkpoint, dataset_file, device, memory
 from worker.engine.artifacts import Outcome, network_files, parameters_of
 from worker.engine.compare import comparison_files, read_jobs
 from worker.engine.data import Dataset, DatasetStore, digest
@@ -77,6 +77,7 @@ def run(
     an import is about. A training goes on from the newest checkpoint of `recovery` that is whole. Raises `EngineError`,
     or whatever the observer raised.
     """
+    memory.keep_freed()
     with translated():
         stage = _Stage(torch.device("cpu"), datasets, inputs, out, observer, recovery)
         if isinstance(spec, UploadSpec):
