@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,23 +14,20 @@ from app.contract.training import ElasticNet, GroupLasso, L1Penalty, L2Penalty, 
 Stacked = Mapping[str, Tensor]
 """All trainable parameters by their state-dict keys, each [members, …]."""
 
-_P = TypeVar("_P", L1Penalty, L2Penalty, ElasticNet, GroupLasso, ProximalL1)
-
 
 class Penalties:
     """Those of all members, which are of one kind, or none."""
 
     def __init__(self, members: Sequence[Regularization | None], device: torch.device) -> None:
+        def doubles(numbers: Iterable[float]) -> Tensor:
+            return torch.tensor(list(numbers), dtype=torch.float64, device=device)
+
+        given = [each for each in members if each is not None]
         self._kind = type(members[0])
         self._zeros = torch.zeros(len(members), device=device)
-        given = [each for each in members if each is not None]
-        self.strengths = torch.tensor([each.strength for each in given], dtype=torch.float64, device=device)
-        ratios = [each.l1_ratio if isinstance(each, ElasticNet) else 0.0 for each in given]
-        self._ratios = torch.tensor(ratios, device=device)
-        self._strengths = self.strengths.float()
-        scales = [each.batchnorm_scale_strength for each in given if isinstance(each, ProximalL1)]
-        own = [each.strength if scale is None else scale for each, scale in zip(given, scales, strict=False)]
-        self._scale_strengths = torch.tensor(own, dtype=torch.float64, device=device)
+        self._strengths = doubles(each.strength for each in given)
+        self._ratios = doubles(each.l1_ratio for each in given if isinstance(each, ElasticNet))
+        self._of_scales = doubles(_of_scales(each) for each in given if isinstance(each, ProximalL1))
 
     @property
     def shrinks(self) -> bool:
@@ -39,27 +35,34 @@ class Penalties:
 
     def terms(self, parameters: Stacked) -> Tensor:
         """[members]: what to add to the loss of each, differentiable."""
+        like = next(iter(parameters.values())).dtype
+        strengths, ratios = self._strengths.to(like), self._ratios.to(like)
         if self._kind is L1Penalty:
-            return self._strengths * _absolute(parameters)
+            return strengths * _absolute(parameters)
         if self._kind is L2Penalty:
-            return self._strengths / 2 * _squared(parameters)
+            return strengths / 2 * _squared(parameters)
         if self._kind is ElasticNet:
-            squared = (1 - self._ratios) / 2 * _squared(parameters)
-            return self._strengths * (self._ratios * _absolute(parameters) + squared)
+            return strengths * (ratios * _absolute(parameters) + (1 - ratios) / 2 * _squared(parameters))
         if self._kind is GroupLasso:
-            return self._strengths * torch.stack([_group_norms(rows) for rows in _groups(parameters)]).sum(dim=0)
+            return strengths * torch.stack([_group_norms(rows) for rows in _groups(parameters)]).sum(dim=0)
         return self._zeros
 
     @torch.no_grad()
     def shrink(self, parameters: Stacked, rates: Tensor) -> None:
         """The proximal step, in place; `rates` [members] are the learning rates, in double precision."""
-        common, scales = (rates * self.strengths).float(), (rates * self._scale_strengths).float()
+        common, scales = rates * self._strengths, rates * self._of_scales
         for name, parameter in parameters.items():
             place = place_of(name)
             is_scale = place.layer_kind == "batchnorm" and place.kind == "weight"
-            most = _beside(scales if is_scale else common, parameter)
+            most = _beside(scales if is_scale else common, parameter).to(parameter.dtype)
             shrunk = parameter - parameter.sign() * most
             parameter.copy_(torch.where(parameter.abs() > most, shrunk, 0))
+
+
+def _of_scales(penalty: ProximalL1) -> float:
+    """The strength for BatchNorm's scales."""
+    own = penalty.batchnorm_scale_strength
+    return penalty.strength if own is None else own
 
 
 def _beside(numbers: Tensor, parameter: Tensor) -> Tensor:
