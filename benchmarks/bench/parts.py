@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.bench import distributions, training
+from benchmarks.bench import distributions, together, training
 from benchmarks.bench.measuring import Setting
 from benchmarks.bench.rows import Row
 
@@ -21,5 +21,6 @@ class Measured:
 PARTS: Mapping[str, Measured] = {
     "training": Measured("Training on a CPU", training.measure),
     "penalty": Measured("The L1 term", training.penalty),
+    "together": Measured("Many at once", together.measure),
     "distributions": Measured("Weight distributions", distributions.measure),
 }

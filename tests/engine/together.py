@@ -1,4 +1,4 @@
-"""Members to train together, and the same to train alone."""
+"""Members to train together, and the same to train alone. Three steps an epoch, the last of them smaller."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DIGITS = DatasetStore(None).load(DatasetName.DIGITS)
 MODEL = ModelSpec(channels=(2, 2, 4), hidden=8)
 
 
-def examples(count: int = 130, validation: int = 0, dtype: torch.dtype = torch.float64) -> Examples:
+def examples(count: int = 60, validation: int = 0, dtype: torch.dtype = torch.float64) -> Examples:
     """Double precision tells wrong arithmetic from rounding, which Adam blows up: it divides by what it divides."""
     images, labels = DIGITS.train_images[: count + validation].to(dtype), DIGITS.train_labels[: count + validation]
     return Examples(images[:count], labels[:count], images[count:], labels[count:])
@@ -38,7 +38,7 @@ def examples(count: int = 130, validation: int = 0, dtype: torch.dtype = torch.f
 
 def course(seed: int, penalty: Document | None = None, name: Any = "training", **settings: object) -> Course:
     """Settings of its own by its number, and a strength."""
-    given = {"seed": seed, "epochs": 2, "batch_size": 50, "learning_rate": 0.002 * (seed + 1), **settings}
+    given = {"seed": seed, "epochs": 2, "batch_size": 25, "learning_rate": 0.002 * (seed + 1), **settings}
     made = None
     if penalty is not None:
         made = TypeAdapter[Regularization](Regularization).validate_python({"strength": 0.01 * (seed + 1), **penalty})
@@ -52,9 +52,9 @@ def member(course: Course, mask: Mask | None = None, dtype: torch.dtype = torch.
     return Member(network, course, Progress(mask=mask))
 
 
-def half_masked(seed: int) -> Mask:
+def half_masked(seed: int, model: ModelSpec = MODEL) -> Mask:
     pick = generator(seed, "test")
-    return Mask({name: torch.rand(p.shape, generator=pick) < 0.5 for name, p in fresh(MODEL, 0).named_parameters()})
+    return Mask({name: torch.rand(p.shape, generator=pick) < 0.5 for name, p in fresh(model, 0).named_parameters()})
 
 
 def copied(members: Sequence[Member]) -> list[Member]:

@@ -1,14 +1,43 @@
-"""Which courses can be trained together."""
+"""Which courses can be trained together, and where that is worth it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
 
 from app.contract.training import FineTuningSpec
 from worker.engine.plan import Course
 
 OWN = frozenset({"seed", "learning_rate", "device"})
 """What a member's settings may have to itself. `device` is decided before: all members are on one."""
+
+
+class Way(NamedTuple):
+    """How several members are to be trained."""
+
+    together: bool
+    """Or each as a job of its own."""
+    reason: str
+
+
+def way(courses: Sequence[Course], device: torch.device) -> Way:
+    """What is faster for these members of one shape.
+
+    A GPU is mostly idle while it trains one: of 16 default networks on an H100, a step of each takes 0.15 ms together,
+    and alone 1.06 ms captured and 3.0 ms as it is written. A CPU is not: a step of 16 took 1.3 times as long together
+    as one after another on one thread. Small networks (widths 4, 4, 8 and 16) took 0.55 times as long there, and
+    batches of 10 images 0.8 times; but jobs of their own go to all workers, which with two of them is as good, and a
+    member that is done or lost does not wait for the others.
+    """
+    if len(courses) < 2:
+        return Way(False, "there is nothing to train it together with")
+    if reason := misfit(courses):
+        return Way(False, reason)
+    if device.type != "cuda":
+        return Way(False, "a CPU is busy with one of them: jobs of their own can use all workers")
+    return Way(True, "one of them leaves most of a GPU idle")
 
 
 def misfit(courses: Sequence[Course]) -> str | None:

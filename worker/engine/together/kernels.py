@@ -1,12 +1,13 @@
+# ruff: noqa: N803 - constants of a kernel are written as constants
 """Triton kernels for the convolutional layers of members that are trained together on a GPU.
 
 cuDNN runs a grouped convolution in float32 group by group, and a training alone is held up by BatchNorm and by the
-gradients of the kernels, which leave most of the GPU idle. Here one launch does the layer of all members, and of each
-tensor little is read twice. Tensors lie as [members · channels, batch, height, width]: a channel's pixels, of all images,
-are next to each other, and a row of them is what BatchNorm normalizes.
+gradients of the weights, which leave most of the GPU idle. Here one launch does the layer of all members, and of each
+tensor little is read twice. Tensors lie as [members, channels, batch, height, width]: a channel's pixels, of all
+images, are next to each other, and that row of them is what BatchNorm normalizes.
 
-Nothing is added up in an order that may change, so the same input gives the same bits. Products are of three TF32 parts,
-which come to float32's precision but for the last bit or two.
+Nothing is added up in an order that may change, so the same input gives the same bits. Products are of three TF32
+parts, which come to float32's precision but for the last bit or two.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def convolve(
     KERNEL: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     OUT: tl.constexpr, PIXELS: tl.constexpr, DEPTH: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
-    """x [members, width_in, pixels], weight [members, width_out, width_in, KERNEL, KERNEL], bias [members, width_out] →
-    out [members, width_out, pixels]; 'same' padding with zeros. Grid: blocks of pixels, members, blocks of `OUT`."""
+    """x [members, width_in, pixels], weight [members, width_out, width_in, KERNEL, KERNEL], bias [members, width_out]
+    → out [members, width_out, pixels]; 'same' padding with zeros. Grid: blocks of pixels, members, blocks of `OUT`."""
     member = tl.program_id(1).to(tl.int64)
     place = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     channel_out = tl.program_id(2) * OUT + tl.arange(0, OUT)
@@ -60,8 +61,8 @@ def convolve_taps(
     KERNEL: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
     OUT: tl.constexpr, PIXELS: tl.constexpr, DEPTH: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
-    """The same, an entry of the kernel at a time, for many channels: what is inside the image is then asked once for all
-    of them."""
+    """The same, an entry of the kernel at a time, for many channels: what is inside the image is then asked once for
+    all of them."""
     member = tl.program_id(1).to(tl.int64)
     place = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     channel_out = tl.program_id(2) * OUT + tl.arange(0, OUT)
@@ -98,7 +99,7 @@ def weigh(
     OUT: tl.constexpr, PIXELS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """The gradient of `convolve` by its weight: out [shares, members, width_out, width_in, KERNEL, KERNEL], which is to
-    be added up over the shares, of `share` pixels each. Grid: shares, members, blocks of `OUT` times those of `DEPTH`."""
+    be added up over the shares, of `share` pixels each. Grid: shares, members, blocks of `OUT` by those of `DEPTH`."""
     member = tl.program_id(1).to(tl.int64)
     taps: tl.constexpr = KERNEL * KERNEL
     depth = width_in * taps
@@ -225,7 +226,7 @@ def add_up(x, mean, scale, shift, which, gradient, sums, count, share, rows, POO
         at = line * count + place
         centred = tl.load(x + at, mask=within, other=0.0) - middle
         slope = tl.load(gradient + at, mask=within, other=0.0)
-        if POOLED:
+        if POOLED:  # noqa: SIM108 - the compiler drops the other branch
             live = tl.load(which + at, mask=within, other=4) != 4
         else:
             live = (centred * factor + added > 0) & within

@@ -48,7 +48,7 @@ class Steps:
             for number, network in enumerate(stack.networks)
         ]
         # One member's step fills a small part of a GPU.
-        self._streams = [torch.cuda.Stream() for _ in range(min(members, 16))] if device.type == "cuda" else []
+        self._streams = _streams(min(members, 16)) if device.type == "cuda" else []
         self._moments: list[Mapping[str, Tensor]] = []
         self.sums = Sums(members, device)
         self._full = Replayed(self._whole_step)
@@ -219,6 +219,10 @@ def _dropped(masks: Sequence[Mask | None], stack: Stack, device: torch.device) -
     return found
 
 
+def _streams(count: int) -> list[torch.cuda.Stream]:
+    return [torch.cuda.Stream() for _ in range(count)]  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def side_by_side(streams: Sequence[torch.cuda.Stream]) -> Iterator[Callable[[int], AbstractContextManager[object]]]:
     """Gives a context for each number, whose work runs beside that of the others; behind it all of it is done. Without
@@ -245,7 +249,7 @@ class Replayed:
     def __call__(self) -> None:
         if self._ran < WARM:
             self._ran += 1
-            aside = torch.cuda.Stream()
+            (aside,) = _streams(1)
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
                 self._step()

@@ -1,4 +1,4 @@
-"""The training loop for several members at once. Each comes to what `worker.engine.train` would have made of it alone."""
+"""The training loop for several members at once. Each comes to what `worker.engine.train` makes of it alone."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def train_together(
     `train` does to each alone, to rounding. Returns for each why it failed, if it did; it is left as it was then, and
     the others go on.
 
-    The observer hears of the members' steps as of one training's, of each epoch of each member with the member's number,
-    `member`, and of a failure as `failed`. `resumed` is a state that an observer kept, whose members' progress is the
-    given ones': the training goes on from there, to the same bits as without a break. The courses have no `misfit`.
-    Raises ValueError when they have, and InvalidCheckpoint when `resumed` is of other networks.
+    The observer hears of the members' steps as of one training's, of each epoch of each member with the member's
+    number, `member`, and of a failure as `failed`. `resumed` is a state that an observer kept, whose members' progress
+    is the given ones': the training goes on from there, to the same bits as without a break. Raises ValueError when the
+    courses have a `misfit` or the networks other shapes, and InvalidCheckpoint when `resumed` is of other networks.
     """
-    if reason := misfit([member.course for member in members]):
-        raise ValueError(f"these courses cannot be trained together: {reason}")
+    if reason := misfit([member.course for member in members]) or _other_shape(members):
+        raise ValueError(f"these members cannot be trained together: {reason}")
     training = _Training(members, examples, observer, origin)
     if resumed is not None:
         training.resume(resumed)
@@ -68,6 +68,12 @@ def train_together(
         training.end_epoch()
         observer.checkpoint_together(training.state, epoch_ended=True)
     return training.end()
+
+
+def _other_shape(members: Sequence[Member]) -> str | None:
+    shapes = [{name: each.shape for name, each in member.network.state_dict().items()} for member in members]
+    other = next((number for number, each in enumerate(shapes) if each != shapes[0]), None)
+    return None if other is None else f"member {other} has other widths than member 0"
 
 
 @dataclass(eq=False)
@@ -218,11 +224,14 @@ class _Training:
             validation_accuracy=validated and validated.accuracy,
         )
         progress.history.append(metrics)
-        if validated is not None and self.settings.select == "best":
-            if standing.best is None or validated.correct > standing.best.correct:
-                standing.best = Best(self.epoch + 1, validated.correct, state_of(standing.network))
+        if validated is not None and self._is_better(validated, standing.best):
+            standing.best = Best(self.epoch + 1, validated.correct, state_of(standing.network))
         standing.before_order = standing.shuffle.get_state()
         self._observer.record("epoch", {"member": number, **metrics.model_dump(mode="json")})
+
+    def _is_better(self, validated: Accuracy, best: Best | None) -> bool:
+        """Of equals the first is."""
+        return self.settings.select == "best" and (best is None or validated.correct > best.correct)
 
     def _sums_of(self, number: int) -> dict[str, float]:
         images = min(self.step * self.settings.batch_size, len(self._examples.labels))
