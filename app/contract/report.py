@@ -277,6 +277,9 @@ class Receipt(_Document):
     device: str
     device_name: str
     threads: int
+    precision: str | None = Field(
+        None, description="Of the first course of training: float32 or bf16; null when nothing was trained."
+    )
     attempt: int = Field(1, description="The attempt that made the files; those before it were lost or handed back.")
     resumes: tuple[Resume, ...] = ()
     duration_seconds: float = Field(description="Of this attempt.")

@@ -58,6 +58,9 @@ class Distillation(Closed):
     weight: Annotated[float, Field(gt=0, le=1, description="Of the teacher; 1 leaves the labels out.")] = 0.8
 
 
+Precision: TypeAlias = Literal["float32", "bf16"]
+
+
 class FineTuningSpec(Closed):
     """One course of training. A mask, where there is one, holds throughout."""
 
@@ -87,6 +90,14 @@ class FineTuningSpec(Closed):
         Field(description="`best` keeps the weights of the epoch with the best accuracy on the validation images."),
     ] = "last"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    precision: Annotated[
+        Precision,
+        Field(
+            description="What convolutions and linear layers compute in while they train, a teacher's too. Weights, "
+            "the optimizer and the penalty are float32 with either, and so are evaluation and scores. `bf16` is for "
+            "hardware that has it; elsewhere the job fails as `device_unavailable`."
+        ),
+    ] = "float32"
 
     @model_validator(mode="after")
     def _warm_in_time(self) -> FineTuningSpec:

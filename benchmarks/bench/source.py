@@ -6,6 +6,7 @@ import gzip
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -64,23 +65,31 @@ class _Digits(Dataset[tuple[Tensor, int]]):
 
 
 @contextmanager
-def pictures(setting: Setting, count: int | None = None) -> Iterator[Pictures]:
+def files(setting: Setting) -> Iterator[Path | None]:
+    """A folder with MNIST as torchvision wants it, which is plain; None without MNIST."""
+    if setting.data_dir is None:
+        yield None
+        return
+    with TemporaryDirectory(prefix="bench-") as folder:
+        raw = Path(folder) / "MNIST" / "raw"
+        raw.mkdir(parents=True)
+        for path in (setting.data_dir / "MNIST" / "raw").iterdir():
+            is_packed = path.suffix == ".gz"
+            name = path.stem if is_packed else path.name
+            with gzip.open(path) if is_packed else path.open("rb") as file, (raw / name).open("wb") as plain:
+                shutil.copyfileobj(file, plain)
+        yield Path(folder)
+
+
+@cache
+def pictures(folder: Path | None, count: int | None = None) -> Pictures:
     """The training images, the first `count` of them; MNIST as torchvision reads it, item by item through ToTensor."""
-    with TemporaryDirectory(prefix="bench-") as scratch:
-        if setting.data_dir is None:
-            found: Pictures = _Digits(*load_digits(1437, 360)[:2])
-        else:
-            _unpack(setting.data_dir / "MNIST" / "raw", Path(scratch) / "MNIST" / "raw")
-            found = datasets.MNIST(scratch, train=True, transform=transforms.ToTensor())
-        yield found if count is None else Subset(found, range(count))
-
-
-def _unpack(packed: Path, raw: Path) -> None:
-    """torchvision wants the files plain."""
-    raw.mkdir(parents=True)
-    for path in packed.iterdir():
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file, (raw / path.stem).open("wb") as out:
-            shutil.copyfileobj(file, out)
+    found: Pictures = (
+        _Digits(*load_digits(1437, 360)[:2])
+        if folder is None
+        else datasets.MNIST(folder, train=True, transform=transforms.ToTensor())
+    )
+    return found if count is None else Subset(found, range(count))
 
 
 def train(

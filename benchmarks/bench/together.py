@@ -33,15 +33,15 @@ def measure(setting: Setting) -> tuple[Sequence[Row], str]:
         on_gpu = examples(data, setting.work(60_000, 2_000), torch.device("cuda"))
         rows.append(_row("a GPU", on_gpu, setting.rounds(3), must=4))
     else:
-        skipped = "no GPU that CUDA drives"
+        skipped = "there is no CUDA device here"
         rows.append(Row(what=_what("a GPU"), against=_AGAINST, kind="speed-up", must=4, skipped=skipped))
     return rows, _TEXT.format(images=len(on_cpu.labels))
 
 
 _AGAINST = "one after another"
 _TEXT = (
-    "{images:,} images of the data set on the CPU and all of them on the GPU, batches of 100, Adam at 0.001, an L1 term. "
-    "On a CPU the members of a sweep are jobs of their own, whatever this figure says of it: see "
+    "{images:,} images of the data set on the CPU and all of them on the GPU, batches of 100, Adam at 0.001, an L1 "
+    "term. On a CPU the members of a sweep are jobs of their own, whatever this figure says of it: see "
     "`worker/engine/together/fit.py`."
 )
 

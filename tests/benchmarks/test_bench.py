@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from benchmarks.bench import source
 from benchmarks.bench.__main__ import keep, measured
+from benchmarks.bench.apart import timed, workers
 from benchmarks.bench.drawing import draw
 from benchmarks.bench.measuring import Setting, in_turn
 from benchmarks.bench.parts import PARTS, Measured
@@ -133,9 +136,8 @@ def test_the_source_s_network_is_the_engine_s() -> None:
 
 
 def test_the_source_s_loop_trains() -> None:
-    with source.pictures(Setting(), 200) as pictures:
-        network = source.Network()
-        losses, accuracies = source.train(network, pictures, epochs=2, l1=0.001)
+    with source.files(Setting()) as folder:
+        losses, accuracies = source.train(source.Network(), source.pictures(folder, 200), epochs=2, l1=0.001)
     assert len(losses) == len(accuracies) == 4
     assert losses[-1] < losses[0]
 
@@ -145,3 +147,12 @@ def test_the_double_loops_count_as_the_engine_does() -> None:
     counts = list(distribution(weights, 16).counts)
     assert source.distribution(weights.tolist(), 16)[1] == counts
     assert source.distribution_by_rows(weights.numpy(), 16)[1].tolist() == counts
+
+
+def test_work_is_done_in_processes_of_its_own() -> None:
+    with workers(2) as (one, other):
+        assert len({one(os.getpid), other(os.getpid), os.getpid()}) == 3
+        assert one(os.getpid) == one(os.getpid)
+        assert timed(one, os.getpid)() >= 0
+        with pytest.raises(RuntimeError, match="ValueError: invalid literal"):
+            one(partial(int, "no number"))

@@ -44,13 +44,15 @@ def test_penalties_of_two_kinds_do_not_fit_together() -> None:
         assert misfit([course(0, L1), course(1, other)]) == "member 1 has another kind of penalty than member 0"
 
 
-def test_teachers_and_prunings_within_the_course_are_for_one_alone() -> None:
+def test_teachers_narrow_numbers_and_prunings_within_the_course_are_for_one_alone() -> None:
+    bf16 = [course(seed, precision="bf16") for seed in range(2)]
     taught = [course(seed, distillation=DISTILLED) for seed in range(2)]
     gradual = MagnitudePruning.model_validate(
         {"method": "magnitude", "keep": 50, "schedule": {"name": "gradual", "end_epoch": 1, "every_steps": 1}},
         strict=False,
     )
 
+    assert misfit(bf16) == "member 0 computes in bf16"
     assert misfit(taught) == "member 0 learns from a teacher"
     assert misfit([replace(course(0), gradual=gradual)] * 2) == "member 0 is pruned within its course"
 

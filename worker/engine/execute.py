@@ -94,8 +94,9 @@ def _cut(stage: Cut, candidate: Candidate, examples: Examples | None, progress: 
         progress.dense = state_of(network)
         _measure(network, BEFORE, candidate, progress, observer)
     observer.enter(Phase.PRUNING)
-    state = {name: tensor.detach() for name, tensor in network.state_dict().items()}
-    mask = (progress.mask or Mask.full(dict(network.named_parameters()))).to(candidate.device)
+    # On the CPU, where all that ranks and sums up comes out the same each time.
+    state = state_of(network)
+    mask = progress.mask or Mask.full({name: state[name] for name, _ in network.named_parameters()})
     batches = (
         gradients_for(pruning, network, examples.images, examples.labels, observer.check)
         if examples is not None
@@ -103,9 +104,8 @@ def _cut(stage: Cut, candidate: Candidate, examples: Examples | None, progress: 
     )
     limits = thresholds(pruning, state, mask)
     progress.thresholds = limits if is_first or limits == progress.thresholds else {}
-    mask = prune(pruning, state, mask, sparsity=stage.sparsity, gradients=batches)
-    progress.mask = mask.to(torch.device("cpu"))
-    network.load_state_dict(mask.apply(state))
+    progress.mask = prune(pruning, state, mask, sparsity=stage.sparsity, gradients=batches)
+    network.load_state_dict(progress.mask.apply(state))
     if examples is not None and pruning.recalibrate_batchnorm:
         recalibrate(network, examples.images, observer.check)
     if stage.last:

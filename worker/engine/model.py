@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from app.contract.network import KERNELS, MNIST_ENDS, POOLED, Ends
 from app.contract.spec import ModelSpec
+from worker.engine.pooling import MaxPool
 from worker.engine.seeding import seeded
 
 EPSILON = 1e-5
@@ -34,7 +35,7 @@ class Cnn(nn.Module):
 def _convolutional(width_in: int, width: int, kernel: int, *, pooled: bool) -> nn.Sequential:
     convolution = nn.Conv2d(width_in, width, kernel, padding=kernel // 2)
     # Pooled before ReLU: the same numbers and gradients to the bit, for a quarter of ReLU's work.
-    pooling = [nn.MaxPool2d(2)] if pooled else []
+    pooling = [MaxPool()] if pooled else []
     return nn.Sequential(convolution, nn.BatchNorm2d(width, eps=EPSILON), *pooling, nn.ReLU(inplace=True))
 
 

@@ -6,22 +6,24 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from app.contract.training import Adam, AdamW, FineTuningSpec, Sgd
 
 
-def optimizer(settings: FineTuningSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Fused: one pass over all parameters. Its learning rate is set step by step, see `learning_rate`."""
-    wanted = settings.optimizer
+def optimizer(
+    settings: FineTuningSpec, parameters: Iterable[nn.Parameter], rate: float | Tensor
+) -> torch.optim.Optimizer:
+    """Fused: one pass over all parameters. `rate` is its learning rate, which `learning_rate` says step by step; a
+    tensor, on a GPU, is read there when the step is taken."""
+    wanted, on_device = settings.optimizer, isinstance(rate, Tensor)
     if isinstance(wanted, Adam):
-        return torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
+        return torch.optim.Adam(parameters, lr=rate, fused=True, capturable=on_device)
     if isinstance(wanted, AdamW):
-        return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=wanted.weight_decay, fused=True)
+        decay = wanted.weight_decay
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True, capturable=on_device)
     assert isinstance(wanted, Sgd)
-    return torch.optim.SGD(
-        parameters, lr=settings.learning_rate, momentum=wanted.momentum, nesterov=wanted.nesterov, fused=True
-    )
+    return torch.optim.SGD(parameters, lr=rate, momentum=wanted.momentum, nesterov=wanted.nesterov, fused=True)
 
 
 def learning_rate(settings: FineTuningSpec, step: int, steps_an_epoch: int) -> float:

@@ -30,7 +30,7 @@ from app.contract.spec import (
     taught,
 )
 from app.contract.status import Phase
-from app.contract.training import TrainingSpec
+from app.contract.training import FineTuningSpec, TrainingSpec
 from worker.engine import checkpoint, dataset_file, device, memory
 from worker.engine.artifacts import Outcome, network_files, parameters_of
 from worker.engine.compare import comparison_files, read_jobs
@@ -94,14 +94,20 @@ def run(
 
 
 def warm_up() -> None:
-    """One step of a tiny training: PyTorch loads much of itself only then, two seconds that no job should wait for."""
-    chosen = device.choose("auto")
+    """One step of a training with all defaults: PyTorch and the GPU's libraries load much of themselves only then,
+    seconds that no job should wait for."""
+    memory.keep_freed()
+    chosen, course = device.choose("auto"), Course(TrainingSpec(epochs=1))
     with reproducible(chosen):
-        images, labels = torch.zeros(2, 1, 28, 28, device=chosen), torch.zeros(2, dtype=torch.int64, device=chosen)
+        count = course.settings.batch_size
+        images, labels = (
+            torch.zeros(count, 1, 28, 28, device=chosen),
+            torch.zeros(count, dtype=torch.int64, device=chosen),
+        )
         examples = Examples(images, labels, images[:0], labels[:0])
-        network = Cnn((1, 1, 1), 1)
+        network = fresh(ModelSpec(), seed=0)
         device.place(network, chosen)
-        train(network, examples, Course(TrainingSpec(epochs=1)), Progress(), _SILENT)
+        train(network, examples, course, Progress(), _SILENT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +164,10 @@ def _carry_out(
     model, shape = begun.model, dataset.shape
     teachers = _teachers(spec, shape.ends, stage)
     stages = plan(spec, model.shapes(shape.ends), mask)
+    _refuse_precision(spec, stage.device)
     copied = dataset.train_images.numel() if spec.dataset.validation_images else 0
+    if stage.device.type == "cuda":  # all images are to lie there
+        copied = dataset.train_images.numel() + dataset.test_images.numel()
     widths = [each.model for each in teachers.values()]
     refuse_what_does_not_fit(model, stages, stage.device, stage.out, shape, copied, widths)
     resumed = stage.recovery.latest(dataset.sha256)
@@ -180,6 +189,13 @@ def _carry_out(
     if spec.dataset.id is not None:
         read[f"{spec.dataset.id}/{DATASET}"] = file_sha256(stage.inputs[spec.dataset.id] / DATASET)
     return _publish(spec, model, candidate, progress, read, resumes, stage)
+
+
+def _refuse_precision(spec: TrainSpec | PruneSpec, on: torch.device) -> None:
+    courses = (spec.training if isinstance(spec, TrainSpec) else None, spec.fine_tuning)
+    for course in courses:
+        if course is not None:
+            device.refuse_what_it_lacks(course.precision, on)
 
 
 def _teachers(spec: TrainSpec | PruneSpec, ends: Ends, stage: _Stage) -> Mapping[CheckpointRef, _Network]:
@@ -224,9 +240,8 @@ def _publish(
     if spec.pruning is not None:
         stage.observer.record("pruned", report.total.model_dump(mode="json", include=_PRUNED_FACTS))
     course = spec.training if isinstance(spec, TrainSpec) else spec.fine_tuning
-    seed = None if course is None else course.seed
     dataset = _Content(candidate.dataset.name, candidate.dataset.sha256)
-    publish(stage.out, files, _receipt(spec, stage, read, dataset, seed=seed, resumes=resumes))
+    publish(stage.out, files, _receipt(spec, stage, read, dataset, course=course, resumes=resumes))
     return _result(report, candidate.dataset, stage)
 
 
@@ -358,12 +373,13 @@ def _receipt(
     read: Mapping[str, str],
     dataset: _Content = _NO_DATA,
     *,
-    seed: int | None = None,
+    course: FineTuningSpec | None = None,
     resumes: tuple[Resume, ...] = (),
 ) -> Receipt:
     return Receipt(
         spec=spec.model_dump(mode="json"),
-        seed=seed,
+        seed=None if course is None else course.seed,
+        precision=None if course is None else course.precision,
         dataset=dataset.name,
         dataset_sha256=dataset.sha256,
         inputs=dict(read),

@@ -28,7 +28,7 @@ def penalty(regularization: Regularization | None, parameters: Parameters) -> Te
         case GroupLasso(strength=strength):
             return strength * torch.stack([_group_norm(rows) for rows in _groups(parameters)]).sum()
         case _:
-            return torch.zeros(())
+            return torch.zeros((), device=next(iter(parameters.values())).device)
 
 
 def _absolute(parameters: Parameters) -> Tensor:
@@ -58,16 +58,37 @@ def _group_norm(rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def shrink(regularization: Regularization | None, parameters: Parameters, learning_rate: float) -> None:
+def shrink(regularization: Regularization | None, parameters: Parameters, learning_rate: float | Tensor) -> None:
     """The proximal step p ← sign(p)·max(|p| − t, 0), t = learning_rate·strength, in place; nothing for other penalties.
 
-    In the parameters' own type: in a narrower one small steps would vanish.
+    In the parameters' own type: in a narrower one small steps would vanish. A learning rate on a GPU is read there.
     """
     if not isinstance(regularization, ProximalL1):
         return
+    for strength, shrunk in _by_strength(regularization, parameters).items():
+        if isinstance(learning_rate, Tensor):
+            _shrink_all(shrunk, learning_rate * strength)
+            continue
+        for parameter in shrunk:
+            parameter.copy_(functional.softshrink(parameter, learning_rate * strength))
+
+
+def _by_strength(regularization: ProximalL1, parameters: Parameters) -> dict[float, list[Tensor]]:
+    found: dict[float, list[Tensor]] = {}
     own = regularization.batchnorm_scale_strength
     for name, parameter in parameters.items():
         place = place_of(name)
         is_scale = place.layer_kind == "batchnorm" and place.kind == "weight"
         strength = own if is_scale and own is not None else regularization.strength
-        parameter.copy_(functional.softshrink(parameter, learning_rate * strength))
+        found.setdefault(strength, []).append(parameter)
+    return found
+
+
+def _shrink_all(tensors: list[Tensor], by: Tensor) -> None:
+    """All of them in a few kernels."""
+    sizes = torch._foreach_abs(tensors)
+    torch._foreach_add_(sizes, by, alpha=-1)
+    torch._foreach_clamp_min_(sizes, 0)
+    signs = torch._foreach_sign(tensors)
+    torch._foreach_mul_(sizes, signs)
+    torch._foreach_copy_(tensors, sizes)

@@ -59,7 +59,8 @@ def refuse_what_does_not_fit(
     with what is needed and what is free."""
     or_teacher = ", a smaller teacher" if teachers else ""
     hint = f"take a smaller batch_size{or_teacher} or smaller widths, or submit again when less is running there"
-    _refuse_memory(memory_needed(model, stages, teachers, shape) + FLOAT * copied, device, hint)
+    needed = memory_needed(model, stages, teachers, shape, captured=device.type == "cuda")
+    _refuse_memory(needed + FLOAT * copied, device, hint)
     states = PUBLISHED + (CHECKPOINTS * (3 + _kept(stages)) if any(isinstance(each, Course) for each in stages) else 0)
     _refuse_disk(states * FLOAT * model.parameters(shape.ends), out)
 
@@ -105,14 +106,20 @@ def _kept(stages: Sequence[Stage]) -> int:
 
 
 def memory_needed(
-    model: ModelSpec, stages: Sequence[Stage], teachers: Sequence[ModelSpec] = (), shape: DataShape = MNIST_SHAPE
+    model: ModelSpec,
+    stages: Sequence[Stage],
+    teachers: Sequence[ModelSpec] = (),
+    shape: DataShape = MNIST_SHAPE,
+    *,
+    captured: bool = False,
 ) -> int:
     """Bytes, roughly. In training, every activation of a batch is kept for the backward pass, one layer's gradients
     beside; in evaluation, with which every run ends, one layer's input and output. A teacher is its weights, and looks
-    at a batch before anything is kept of it."""
+    at a batch before anything is kept of it. A step that is captured has memory of its own, beside that of the steps
+    ahead of it."""
     batch_size = max((each.settings.batch_size for each in stages if isinstance(each, Course)), default=0)
     activations, largest = _activations(model, shape)
-    training = batch_size * (activations + largest + model.hidden)
+    training = batch_size * (activations + largest + model.hidden) * (1 + captured)
     copies = COPIES + 2 * _kept(stages)  # in memory, and on the way to a checkpoint
     looking = [batch_size * _activations(each, shape)[1] for each in teachers]
     weights = copies * model.parameters(shape.ends) + sum(each.parameters(shape.ends) for each in teachers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,14 +32,16 @@ def seeded(seed: int) -> Iterator[None]:
 def reproducible(device: torch.device) -> Iterator[None]:
     """Deterministic kernels; the previous state, and number of threads, returns afterwards.
 
-    On the CPU the same input gives the same bits (same machine, versions and threads). On CUDA cuDNN is held to
-    deterministic convolutions without TF32, but PyTorch's max pooling adds gradients in any order: equal to rounding.
+    The same input gives the same bits (same device, versions and threads). On CUDA, cuBLAS and cuDNN are held to
+    deterministic sums, without TF32; what PyTorch has no deterministic kernel for is refused by it.
     """
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or PyTorch refuses it
     strict = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     filled = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     threads = torch.get_num_threads()
-    torch.use_deterministic_algorithms(device.type == "cpu")
+    torch.use_deterministic_algorithms(True)
     # Nothing here reads memory before writing it, and to fill it costs a tenth of a training step.
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:

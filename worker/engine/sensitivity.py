@@ -49,8 +49,8 @@ def sensitivity(
 
 
 def _least(weight: Tensor, count: int) -> Tensor:
-    scores = weight.abs().flatten()
-    return lowest(scores, torch.ones_like(scores, dtype=torch.bool), count).view_as(weight)
+    scores = weight.cpu().abs().flatten()
+    return lowest(scores, torch.ones_like(scores, dtype=torch.bool), count).view(weight.shape).to(weight.device)
 
 
 class _Measured:

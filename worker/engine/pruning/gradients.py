@@ -14,7 +14,7 @@ from app.contract.pruning import ByGradient, Pruning
 
 
 class BatchGradients(NamedTuple):
-    """The gradient of the mean loss of `size` images by each parameter."""
+    """The gradient of the mean loss of `size` images by each parameter, on the CPU, where scores are computed."""
 
     size: int
     gradients: Mapping[str, Tensor]
@@ -57,4 +57,4 @@ def _of_batch(network: nn.Module, images: Tensor, labels: Tensor) -> BatchGradie
     with torch.enable_grad():
         loss = functional.cross_entropy(network(images), labels)
         found = torch.autograd.grad(loss, [*parameters.values()])
-    return BatchGradients(len(labels), dict(zip(parameters, found, strict=True)))
+    return BatchGradients(len(labels), {name: each.cpu() for name, each in zip(parameters, found, strict=True)})

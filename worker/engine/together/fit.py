@@ -67,9 +67,19 @@ def _teacher(_: Course, course: Course) -> str | None:
     return "learns from a teacher" if course.settings.distillation is not None else None
 
 
+def _narrow(_: Course, course: Course) -> str | None:
+    return f"computes in {course.settings.precision}" if course.settings.precision != "float32" else None
+
+
 def _gradual(_: Course, course: Course) -> str | None:
     # The scores are of one network at a time, and so is the mask's arithmetic: most of such a course is not shared.
     return "is pruned within its course" if course.gradual is not None else None
 
 
-_REASONS: tuple[Callable[[Course, Course], str | None], ...] = (_other_settings, _other_penalty, _teacher, _gradual)
+_REASONS: tuple[Callable[[Course, Course], str | None], ...] = (
+    _other_settings,
+    _other_penalty,
+    _teacher,
+    _narrow,
+    _gradual,
+)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from app.contract.network import KERNELS, POOLED
 from worker.engine.model import EPSILON
+from worker.engine.pooling import MaxPool
 
 MOMENTUM = 0.1
 """Of BatchNorm's running statistics: PyTorch's default, as the module has it."""
@@ -26,6 +27,7 @@ class Stack:
         states = [network.state_dict() for network in networks]
         with torch.no_grad():
             self.tensors = {name: torch.stack([state[name].contiguous() for state in states]) for name in states[0]}
+        self._pool = MaxPool()
         self.parameters = {name: self.tensors[name].requires_grad_() for name in names}
         for number, network in enumerate(self.networks):
             for module_name, module in network.named_modules():
@@ -54,7 +56,7 @@ class Stack:
                 x, mean, variance, gamma.flatten(), beta.flatten(), training=True, momentum=MOMENTUM, eps=EPSILON
             )
             self._count(number)
-            x = functional.relu_(functional.max_pool2d(x, 2) if pooled else x)
+            x = functional.relu_(self._pool(x) if pooled else x)
         return x.contiguous().view(batch, members, -1).permute(1, 2, 0)
 
     def _by_kernels(self, images: Tensor) -> Tensor:

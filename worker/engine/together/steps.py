@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from app.contract.training import Adam, AdamW, FineTuningSpec, Sgd
 from worker.engine.augment import shifted
+from worker.engine.optimize import optimizer
 from worker.engine.plan import Course
 from worker.engine.pruning import Mask
 from worker.engine.together.penalties import Penalties
@@ -44,8 +44,9 @@ class Steps:
         self._penalties = Penalties([course.regularization for course in courses], device)
         self._dropped = _dropped(masks, stack, device)
         self.optimizers = [
-            _optimizer(self._settings, network.parameters(), self._rates_now[number])
-            for number, network in enumerate(stack.networks)
+            # On a GPU a captured step reads the rate there; on a CPU a tensor would be rounded.
+            optimizer(self._settings, network.parameters(), rate if device.type == "cuda" else 0.0)
+            for network, rate in zip(stack.networks, self._rates_now, strict=True)
         ]
         # One member's step fills a small part of a GPU.
         self._streams = _streams(min(members, 16)) if device.type == "cuda" else []
@@ -109,14 +110,14 @@ class Steps:
     def _descend(self, goes_on: Sequence[bool]) -> None:
         rates = self._rates.index_select(0, self._done)[0]
         self._rates_now.copy_(rates)
-        if self._device.type == "cpu":  # as floats: a tensor would be rounded
-            for optimizer, rate in zip(self.optimizers, rates.tolist(), strict=True):
-                optimizer.param_groups[0]["lr"] = rate
+        if self._device.type == "cpu":
+            for each, rate in zip(self.optimizers, rates.tolist(), strict=True):
+                each.param_groups[0]["lr"] = rate
         with side_by_side(self._streams) as aside:
-            for number, (optimizer, going) in enumerate(zip(self.optimizers, goes_on, strict=True)):
+            for number, (each, going) in enumerate(zip(self.optimizers, goes_on, strict=True)):
                 if going:
                     with aside(number):
-                        optimizer.step()
+                        each.step()
         if self._penalties.shrinks:
             self._penalties.shrink(self._stack.parameters, rates)
         if self._dropped and not self._moments:
@@ -133,7 +134,7 @@ class Steps:
 
     def stack_moments(self) -> None:
         """Let what the optimizers remember of each parameter lie stacked, so that a mask is laid on all at once."""
-        remembered = [[optimizer.state.get(p, {}) for p in _parameters(optimizer)] for optimizer in self.optimizers]
+        remembered = [[each.state.get(p, {}) for p in each.param_groups[0]["params"]] for each in self.optimizers]
         found: dict[str, dict[str, Tensor]] = {}
         for place, (name, parameter) in enumerate(self._stack.parameters.items()):
             states = [of_member[place] for of_member in remembered]
@@ -148,10 +149,10 @@ class Steps:
     # From one process to the next
 
     def load_optimizer(self, number: int, state: dict[str, Any]) -> None:
-        optimizer = self.optimizers[number]
-        own = {name: value for name, value in optimizer.param_groups[0].items() if name in ("lr", "capturable")}
-        optimizer.load_state_dict(state)
-        optimizer.param_groups[0].update(own)
+        (group,) = self.optimizers[number].param_groups
+        own = {name: value for name, value in group.items() if name != "params"}
+        self.optimizers[number].load_state_dict(state)
+        self.optimizers[number].param_groups[0].update(own)
 
 
 class Sums:
@@ -187,25 +188,6 @@ class Sums:
 
 def _is_like(value: object, parameter: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == parameter.shape
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    found: list[nn.Parameter] = optimizer.param_groups[0]["params"]
-    return found
-
-
-def _optimizer(settings: FineTuningSpec, parameters: Any, rate: Tensor) -> torch.optim.Optimizer:
-    """A member's own, PyTorch's fused one: its arithmetic is that of a training alone. On a GPU its learning rate is a
-    tensor, which a captured step reads."""
-    wanted, captured = settings.optimizer, rate.is_cuda
-    first: float | Tensor = rate if captured else settings.learning_rate
-    if isinstance(wanted, Adam):
-        return torch.optim.Adam(parameters, lr=first, fused=True, capturable=captured)
-    if isinstance(wanted, AdamW):
-        decay = wanted.weight_decay
-        return torch.optim.AdamW(parameters, lr=first, weight_decay=decay, fused=True, capturable=captured)
-    assert isinstance(wanted, Sgd)
-    return torch.optim.SGD(parameters, lr=first, momentum=wanted.momentum, nesterov=wanted.nesterov, fused=True)
 
 
 def _dropped(masks: Sequence[Mask | None], stack: Stack, device: torch.device) -> dict[str, Tensor]:
