@@ -55,7 +55,13 @@ def _gpu(setting: Setting) -> Found:
 def _together(setting: Setting) -> Found:
     from benchmarks.bench import together
 
-    return together.measure(setting)
+    return together.on_cpu(setting)
+
+
+def _together_gpu(setting: Setting) -> Found:
+    from benchmarks.bench import together
+
+    return together.on_gpu(setting)
 
 
 PARTS: Mapping[str, Measured] = {
@@ -64,5 +70,6 @@ PARTS: Mapping[str, Measured] = {
     "penalty": Measured("The L1 term", _penalty),
     "distributions": Measured("Weight distributions", _distributions),
     "gpu": Measured("Training on a GPU", _gpu),
-    "together": Measured("Many at once", _together),
+    "together": Measured("Many at once on a CPU", _together),
+    "together-gpu": Measured("Many at once on a GPU", _together_gpu),
 }

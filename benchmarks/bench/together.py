@@ -10,8 +10,9 @@ from app.contract.spec import ModelSpec
 from app.contract.training import L1Penalty, TrainingSpec
 from benchmarks.bench.measuring import Setting, in_turn, seconds, threads
 from benchmarks.bench.rows import Row
-from benchmarks.bench.training import CPU, examples, load
-from worker.engine import device
+from benchmarks.bench.training import examples, load
+from benchmarks.bench.writing import number, table
+from worker.engine import device, memory
 from worker.engine.model import fresh
 from worker.engine.observer import Observer
 from worker.engine.plan import Course
@@ -21,75 +22,89 @@ from worker.engine.together import Member, train_together, way
 from worker.engine.train import Examples, train
 
 MEMBERS = 16
+AGAINST = "one after another"
+EPOCHS = 5
 
 
-def measure(setting: Setting) -> tuple[Sequence[Row], str]:
-    """An epoch of the source's network, each with a seed and a strength of its own."""
-    data = load(setting)
+def on_cpu(setting: Setting) -> tuple[Sequence[Row], str]:
+    """An epoch of some images: a figure for `worker.engine.together.way`, which has jobs of their own there."""
+    memory.keep_freed()
     with threads(1):
-        on_cpu = examples(data, setting.work(1_000, 200))
-        rows = [_row("a CPU, 1 thread", on_cpu, setting.rounds(3), must=None)]
-    if torch.cuda.is_available():
-        on_gpu = examples(data, setting.work(60_000, 2_000), torch.device("cuda"))
-        rows.append(_row("a GPU", on_gpu, setting.rounds(3), must=4))
-    else:
+        here = examples(load(setting), setting.work(1_000, 200))
+        row = _row("a CPU, 1 thread", here, setting.rounds(3), epochs=1, must=None)
+    return [row], _text(len(here.labels), 1)
+
+
+def on_gpu(setting: Setting) -> tuple[Sequence[Row], str]:
+    """Whole trainings, recording of steps included."""
+    if not torch.cuda.is_available():
         skipped = "there is no CUDA device here"
-        rows.append(Row(what=_what("a GPU"), against=_AGAINST, kind="speed-up", must=4, skipped=skipped))
-    return rows, _TEXT.format(images=len(on_cpu.labels))
-
-
-_AGAINST = "one after another"
-_TEXT = (
-    "{images:,} images of the data set on the CPU and all of them on the GPU, batches of 100, Adam at 0.001, an L1 "
-    "term. On a CPU the members of a sweep are jobs of their own, whatever this figure says of it: see "
-    "`worker/engine/together/fit.py`."
-)
+        return [Row(what=_what("a GPU"), against=AGAINST, kind="speed-up", must=4, skipped=skipped)], ""
+    here = examples(load(setting), setting.work(60_000, 2_000), torch.device("cuda"))
+    _trained(here, MEMBERS, 1)  # kernels are built at the first call, and kept
+    row = _row("a GPU", here, setting.rounds(2), epochs=EPOCHS, must=4)
+    return [row], f"{_text(len(here.labels), EPOCHS)}\n\n{_steps(here)}"
 
 
 def _what(where: str) -> str:
     return f"{MEMBERS} members trained together on {where}"
 
 
-def _row(where: str, here: Examples, rounds: int, must: float | None) -> Row:
-    together, alone = _together(here), _one_after_another(here)
-    if here.images.is_cuda:  # kernels are built at the first call, and kept
-        together()
-    ours, plain = in_turn(rounds, seconds(together), seconds(alone))
-    courses = [each.course for each in members(here.images.device)]
-    remark = way(courses, here.images.device).reason
-    return Row(what=_what(where), against=_AGAINST, kind="speed-up", ours=ours, plain=plain, must=must, remark=remark)
+def _text(images: int, epochs: int) -> str:
+    epoch = "1 epoch" if epochs == 1 else f"{epochs} epochs"
+    return f"{epoch} of {images:,} images, batches of 100, Adam at 0.001, an L1 term; seeds and strengths differ."
 
 
-def members(on: torch.device) -> list[Member]:
+def _row(where: str, here: Examples, rounds: int, epochs: int, must: float | None) -> Row:
+    ours, plain = in_turn(
+        rounds,
+        seconds(lambda: _trained(here, MEMBERS, epochs)),
+        seconds(lambda: _trained(here, MEMBERS, epochs, _one_after_another)),
+    )
+    chosen = way([each.course for each in members(here.images.device, MEMBERS, epochs)], here.images.device)
+    told = f"{'together' if chosen.together else 'as jobs'}: {chosen.reason}"
+    return Row(what=_what(where), against=AGAINST, kind="speed-up", ours=ours, plain=plain, must=must, remark=told)
+
+
+def _steps(here: Examples) -> str:
+    """Milliseconds a step, by members: what two more epochs of 200 steps take."""
+    part = Examples(here.images[:20_000], here.labels[:20_000], here.images[:0], here.labels[:0])
+    lines = []
+    for count in (1, 4, 16, 64):
+        once, thrice = (seconds(lambda e=e: _trained(part, count, e))() for e in (1, 3))  # type: ignore[misc] # noqa: B023
+        each = (thrice - once) / 2 / (len(part.labels) / 100) * 1000
+        lines.append((str(count), number(each), number(each / count)))
+    return table(("members", "ms a step of all", "ms a step of one"), lines)
+
+
+def members(on: torch.device, count: int, epochs: int) -> list[Member]:
     found = []
-    for seed in range(MEMBERS):
+    for seed in range(count):
         network, strength = fresh(ModelSpec(), seed), 1e-5 * (1 + seed)
         device.place(network, on)
-        course = Course(TrainingSpec(epochs=1, seed=seed), L1Penalty(penalty="l1", strength=strength))
+        course = Course(TrainingSpec(epochs=epochs, seed=seed), L1Penalty(penalty="l1", strength=strength))
         found.append(Member(network, course, Progress()))
     return found
 
 
-def _together(here: Examples) -> Callable[[], None]:
-    def work() -> None:
-        with reproducible(here.images.device):
-            train_together(members(here.images.device), here, Observer())
-            _finish(here.images.device)
-
-    return work
+def _all_at_once(given: Sequence[Member], here: Examples) -> None:
+    failures = train_together(given, here, Observer())
+    assert not any(failures), failures
 
 
-def _one_after_another(here: Examples) -> Callable[[], None]:
-    def work() -> None:
-        with reproducible(here.images.device):
-            for each in members(here.images.device):
-                train(each.network, here, each.course, each.progress, Observer())
-            _finish(here.images.device)
-
-    return work
+def _one_after_another(given: Sequence[Member], here: Examples) -> None:
+    for each in given:
+        train(each.network, here, each.course, each.progress, Observer())
 
 
-def _finish(on: torch.device) -> None:
-    """Until a GPU has done all that it was told."""
-    if on != CPU:
-        torch.cuda.synchronize(on)
+def _trained(
+    here: Examples,
+    count: int,
+    epochs: int,
+    how: Callable[[Sequence[Member], Examples], None] = _all_at_once,
+) -> None:
+    on = here.images.device
+    with reproducible(on):
+        how(members(on, count, epochs), here)
+        if on.type == "cuda":
+            torch.cuda.synchronize(on)
