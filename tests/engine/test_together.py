@@ -73,8 +73,11 @@ def _agree(together: list[Member], apart_from: list[Member]) -> None:
         assert ours.progress.steps == theirs.progress.steps
 
 
-@pytest.mark.parametrize("penalty", PENALTIES, ids=str)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+@pytest.mark.parametrize(
+    ("optimizer", "penalty"),
+    [(optimizer, PENALTIES[0]) for optimizer in OPTIMIZERS] + [(OPTIMIZERS[0], penalty) for penalty in PENALTIES[1:]],
+    ids=str,
+)
 def test_every_optimizer_and_penalty_comes_to_what_it_does_alone(optimizer: Document, penalty: Document | None) -> None:
     members = [member(course(seed, penalty, optimizer=optimizer)) for seed in range(3)]
     others, data = copied(members), examples()
@@ -244,7 +247,7 @@ def _bound_to_fail(at: str) -> Member:
     return member(course(1, learning_rate=10, optimizer={"name": "sgd"}, epochs=4))
 
 
-def test_one_member_that_fails_at_once_does_not_take_the_others_along() -> None:
+def test_one_member_that_fails_at_once_is_left_as_it_was_and_does_not_take_the_others_along() -> None:
     members = [member(course(0)), _bound_to_fail("first"), member(course(2))]
     others, data, heard = copied(members), examples(), Listener()
 
@@ -255,28 +258,25 @@ def test_one_member_that_fails_at_once_does_not_take_the_others_along() -> None:
     assert [failures[0], str(failures[1]), failures[2]] == [None, str(failed.value), None]
     assert ("failed", {"member": 1, "code": "non_finite_loss", "message": str(failed.value)}) in heard.records
     assert members[1].progress.history == []
+    for ours, theirs in zip(members[1].network.parameters(), others[1].network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
     alone([others[0], others[2]], data)
     _agree([members[0], members[2]], [others[0], others[2]])
 
 
-def test_one_member_that_fails_later_is_left_as_it_was_then() -> None:
-    sgd = {"optimizer": {"name": "sgd"}, "epochs": 30, "batch_size": 20}
-    strong = {"penalty": "l2", "strength": 1.0}
-    members = [
-        member(course(0, {"penalty": "l2", "strength": 0.001}, **sgd)),
-        member(course(1, strong, **{**sgd, "learning_rate": 9.0})),
-    ]
-    others, data = copied(members), examples(40, dtype=torch.float64)
+def test_one_member_that_fails_later_leaves_the_others_alone() -> None:
+    sgd = {"optimizer": {"name": "sgd"}, "epochs": 30}
+    weak, strong = {"penalty": "l2", "strength": 0.001}, {"penalty": "l2", "strength": 1.0}
+    members = [member(course(0, weak, **sgd)), member(course(1, strong, **{**sgd, "learning_rate": 9.0}))]
+    others, data = copied(members), examples(40)
 
     failures = train_together(members, data, Listener())
 
-    with pytest.raises(NonFiniteLoss, match="training step"):
-        alone(others[1:], data)
     assert failures[0] is None
-    assert failures[1] is not None
-    assert len(members[0].progress.history) == 30
-    assert len(members[1].progress.history) == len(others[1].progress.history) < 30
-    assert all(bool(torch.isfinite(each).all()) for each in members[0].network.parameters())
+    assert "training step" in str(failures[1])
+    assert 0 < len(members[1].progress.history) < 30
+    alone(others[:1], data)
+    _agree(members[:1], others[:1])
 
 
 def test_when_all_have_failed_nothing_more_is_done() -> None:
