@@ -86,7 +86,7 @@ def _layouts(here: Examples) -> str:
 
 def _kernels(here: Examples) -> str:
     part = Examples(here.images[:6_000], here.labels[:6_000], here.images[:0], here.labels[:0])
-    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiled:
         trained(part, TrainingSpec(epochs=1))
     steps = 60
     found = sorted(profiled.key_averages(), key=lambda each: -each.self_device_time_total)

@@ -70,3 +70,29 @@ def test_more_weights_than_are_counted_at_a_time() -> None:
     assert sum(told.counts) == weights.numel()
     assert (told.centres[0], told.centres[-1]) == (told.min, told.max)
     assert told.counts[128] > told.counts[10] > 0
+
+
+@given(st.integers(2, 300), st.floats(-1e3, 1e3, width=32), st.floats(2**-10, 1e3, width=32))
+def test_weights_around_the_middle_of_two_centres_are_counted_as_by_the_double_loop(
+    bins: int, low: float, width: float
+) -> None:
+    ends = torch.tensor([low, low + width])
+    centres = np.linspace(float(ends[0]), float(ends[1]), bins)
+    middle = ((centres[:-1] + centres[1:]) / 2).astype(np.float32)
+    around = [np.nextafter(middle, np.float32(towards)) for towards in (-np.inf, np.inf)]
+    weights = torch.cat([ends, *(torch.from_numpy(each) for each in (middle, *around))]).clamp(ends[0], ends[1])
+
+    assert list(distribution(weights, bins).counts) == _double_loop_by_rows(weights, bins)
+
+
+def _double_loop_by_rows(weights: Tensor, bins: int) -> list[int]:
+    values = weights.double().numpy()
+    centres = np.linspace(values.min(), values.max(), bins)
+    nearest = np.abs(values[:, None] - centres[None, :]).argmin(axis=1)
+    return np.bincount(nearest, minlength=bins).tolist()  # type: ignore[no-any-return]
+
+
+def test_where_centres_are_as_close_as_floats_distances_are_compared() -> None:
+    weights = torch.tensor([1.0, 1.0 + 2**-23, 1.0 + 2**-22, 1.0 + 3 * 2**-23]).repeat(3)
+    for bins in range(2, 20):
+        assert list(distribution(weights, bins).counts) == _double_loop_by_rows(weights, bins)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,8 @@ from torch import Tensor
 from app.contract.report import Distribution, Histogram, TensorHistogram
 from app.contract.spec import HistogramSpec
 
-_CHUNK = 1 << 20
-"""Weights counted at a time, so that a huge tensor needs no copies of its size in float64."""
+_CHUNK = 1 << 15
+"""Weights counted at a time: they stay in the processor's cache from one pass to the next."""
 
 
 def histogram(
@@ -42,11 +43,48 @@ def distribution(tensor: Tensor, bins: int) -> Distribution:
     weights = tensor.detach().cpu().numpy().reshape(-1)
     low, high = float(weights.min()), float(weights.max())
     centres = np.linspace(low, high, bins, dtype=np.float64)
+    place = _Places(centres, weights.dtype)
     counts = np.zeros(bins, dtype=np.int64)
     for start in range(0, len(weights), _CHUNK):
-        chunk = weights[start : start + _CHUNK].astype(np.float64)
-        counts += np.bincount(_nearest(chunk, centres), minlength=bins)
+        counts += np.bincount(place(weights[start : start + _CHUNK]), minlength=bins)
     return Distribution(min=low, max=high, centres=tuple(centres.tolist()), counts=tuple(counts.tolist()))
+
+
+class _Places:
+    """Where the nearest of evenly spaced centres is, by one multiplication and one subtraction.
+
+    Rounding could be wrong only close to the middle between two centres. So it is asked there, of the few numbers
+    around each middle that the weights' type has, whether it says what a comparison of distances says. Both rise with
+    the weight; where they agree on either side of each middle, they agree everywhere. If not, distances are compared.
+    """
+
+    def __init__(self, centres: NDArray[np.float64], dtype: np.dtype[Any]) -> None:
+        self._centres, self._last = centres, len(centres) - 1
+        width = float(centres[-1]) - float(centres[0])
+        self._factor = self._last / width if width > 0 else np.inf
+        self._offset = self._last + 0.5 + float(centres[0]) * self._factor
+        self._agrees = bool(np.isfinite(self._factor) and np.isfinite(self._offset)) and self._asked(dtype)
+
+    def __call__(self, weights: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+        return self._rounded(weights) if self._agrees else _nearest(weights.astype(np.float64), self._centres)
+
+    def _asked(self, dtype: np.dtype[Any]) -> bool:
+        middle = (self._centres[:-1] + (self._centres[1:] - self._centres[:-1]) / 2).astype(dtype)
+        below, above = (np.nextafter(middle, dtype.type(towards)) for towards in (-np.inf, np.inf))
+        around = np.stack([np.nextafter(below, dtype.type(-np.inf)), below, middle, above])
+        around = np.concatenate([around, np.nextafter(above, dtype.type(np.inf))[None]])
+        inside = around.clip(dtype.type(self._centres[0]), dtype.type(self._centres[-1]))
+        told = self._rounded(inside)
+        nearest = _nearest(inside.astype(np.float64).reshape(-1), self._centres).reshape(told.shape)
+        lower = np.arange(self._last)
+        return bool((told == nearest).all() and (told[0] <= lower).all() and (told[-1] > lower).all())
+
+    def _rounded(self, weights: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+        """From above, since of two nearest the lower is meant."""
+        places = np.multiply(weights, self._factor, dtype=np.float64)
+        np.subtract(self._offset, places, out=places)
+        found: NDArray[np.int64] = self._last - places.astype(np.int64)
+        return found
 
 
 def _nearest(weights: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.int64]:
