@@ -21,7 +21,7 @@ from app.contract.training import FineTuningSpec, ProximalL1, TrainingSpec
 from worker.engine import device, normalize, pipeline, resume
 from worker.engine.data import DatasetStore
 from worker.engine.errors import NonFiniteLoss
-from worker.engine.model import convolved, fresh
+from worker.engine.model import fresh
 from worker.engine.observer import Observer
 from worker.engine.plan import Course
 from worker.engine.pooling import MaxPool
@@ -258,17 +258,6 @@ def test_a_layer_s_own_kernels_compute_what_pytorch_s_do(
     assert all(torch.equal(*pair) for pair in zip(found[0], found[1], strict=True))
     for ours, theirs in zip(found[0], found[2], strict=True):
         torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-4, atol=1e-4)
-
-
-def test_a_convolution_by_matrices_computes_what_pytorch_s_does(gpu: torch.device) -> None:
-    pick = torch.Generator().manual_seed(1)
-    images = torch.randn(7, 1, 12, 9, generator=pick).to(gpu)
-    weight = torch.randn(4, 1, 5, 5, generator=pick).to(gpu).requires_grad_(True)
-    with reproducible(gpu):
-        found = convolved(images, weight), functional.conv2d(images, weight, padding=2)
-        by_weight = [torch.autograd.grad(each.square().sum(), weight)[0] for each in found]
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(*by_weight, rtol=1e-4, atol=1e-3)
 
 
 def test_a_state_of_a_gpu_is_gone_on_from_on_a_cpu(examples: Examples, tmp_path: Path) -> None:

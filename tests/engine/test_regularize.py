@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from app.contract.training import ElasticNet, GroupLasso, L1Penalty, L2Penalty, ProximalL1, Regularization
 from worker.engine.model import Cnn
-from worker.engine.regularize import Parameters, penalty, shrink
+from worker.engine.regularize import Parameters, add_gradient, penalty, shrink
 
 L1 = L1Penalty(penalty="l1", strength=0.5)
 L2 = L2Penalty(penalty="l2", strength=0.5)
@@ -135,3 +135,22 @@ def test_no_other_penalty_shrinks_after_the_step(regularization: Regularization 
     shrink(regularization, parameters, 1.0)
 
     assert parameters["fc0.weight"].tolist() == [1.0, -2.0]
+
+
+def test_the_gradient_of_l1_by_hand_is_autograd_s_to_the_bit() -> None:
+    regularization, found = L1Penalty(penalty="l1", strength=0.003), []
+    for by_hand in (True, False):
+        torch.manual_seed(1)
+        network = Cnn((2, 3, 4), 5)
+        with torch.no_grad():
+            network.fc1.weight[0] = 0
+        parameters = dict(network.named_parameters())
+        loss = network(torch.rand(4, 1, 28, 28)).square().sum()
+        (loss if by_hand else loss + penalty(regularization, parameters)).backward()
+        if by_hand:
+            add_gradient(regularization, parameters)
+        found.append([parameter.grad for parameter in parameters.values()])
+    for ours, theirs in zip(*found, strict=True):
+        assert ours is not None
+        assert theirs is not None
+        assert torch.equal(ours, theirs)

@@ -43,10 +43,10 @@ def distribution(tensor: Tensor, bins: int) -> Distribution:
     weights = tensor.detach().cpu().numpy().reshape(-1)
     low, high = float(weights.min()), float(weights.max())
     centres = np.linspace(low, high, bins, dtype=np.float64)
-    place = _Places(centres, weights.dtype)
+    places = _Places(centres, weights.dtype)
     counts = np.zeros(bins, dtype=np.int64)
     for start in range(0, len(weights), _CHUNK):
-        counts += np.bincount(place(weights[start : start + _CHUNK]), minlength=bins)
+        counts += places.counts(weights[start : start + _CHUNK])
     return Distribution(min=low, max=high, centres=tuple(centres.tolist()), counts=tuple(counts.tolist()))
 
 
@@ -65,8 +65,11 @@ class _Places:
         self._offset = self._last + 0.5 + float(centres[0]) * self._factor
         self._agrees = bool(np.isfinite(self._factor) and np.isfinite(self._offset)) and self._asked(dtype)
 
-    def __call__(self, weights: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-        return self._rounded(weights) if self._agrees else _nearest(weights.astype(np.float64), self._centres)
+    def counts(self, weights: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+        """How many of the weights each centre is the nearest to."""
+        if self._agrees:
+            return np.bincount(self._from_above(weights), minlength=self._last + 1)[::-1]
+        return np.bincount(_nearest(weights.astype(np.float64), self._centres), minlength=self._last + 1)
 
     def _asked(self, dtype: np.dtype[Any]) -> bool:
         middle = (self._centres[:-1] + (self._centres[1:] - self._centres[:-1]) / 2).astype(dtype)
@@ -74,16 +77,16 @@ class _Places:
         around = np.stack([np.nextafter(below, dtype.type(-np.inf)), below, middle, above])
         around = np.concatenate([around, np.nextafter(above, dtype.type(np.inf))[None]])
         inside = around.clip(dtype.type(self._centres[0]), dtype.type(self._centres[-1]))
-        told = self._rounded(inside)
+        told = self._last - self._from_above(inside)
         nearest = _nearest(inside.astype(np.float64).reshape(-1), self._centres).reshape(told.shape)
         lower = np.arange(self._last)
         return bool((told == nearest).all() and (told[0] <= lower).all() and (told[-1] > lower).all())
 
-    def _rounded(self, weights: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-        """From above, since of two nearest the lower is meant."""
+    def _from_above(self, weights: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+        """How many centres lie above the nearest: rounded down, it is the lower of two that are as near."""
         places = np.multiply(weights, self._factor, dtype=np.float64)
         np.subtract(self._offset, places, out=places)
-        found: NDArray[np.int64] = self._last - places.astype(np.int64)
+        found: NDArray[np.int64] = places.astype(np.int64)
         return found
 
 

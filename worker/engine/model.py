@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -46,22 +45,9 @@ class _Convolutional(nn.Sequential):
             out: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
             return out
         assert convolution.bias is not None
-        features = convolved(images, convolution.weight)
+        # Its bias only moves the mean, which the normalization takes away.
+        features = functional.conv2d(images, convolution.weight, padding=convolution.padding)  # type: ignore[arg-type]
         return normalize.normalized(features, convolution.bias, norm, pooled=len(self) > 3)
-
-
-def convolved(images: Tensor, weight: Tensor) -> Tensor:
-    """By matrices where images have one channel and need no gradient: for such, the library's kernel for the weights'
-    gradient takes a fifth of a training step."""
-    width, channels, kernel, _ = weight.shape
-    if channels > 1 or images.requires_grad:
-        return functional.conv2d(images, weight, padding=kernel // 2)
-    count, _, height, across = images.shape
-    padded = functional.pad(images, (kernel // 2,) * 4)
-    windows = padded.unfold(2, kernel, 1).unfold(3, kernel, 1).permute(0, 1, 4, 5, 2, 3)
-    columns = windows.reshape(count, kernel * kernel, height * across)
-    rows = weight.flatten(1).expand(count, width, kernel * kernel)
-    return torch.bmm(rows, columns).view(count, width, height, across)
 
 
 def _convolutional(width_in: int, width: int, kernel: int, *, pooled: bool) -> nn.Sequential:

@@ -12,18 +12,19 @@ from app.contract.training import Adam, AdamW, FineTuningSpec, Sgd
 
 
 def optimizer(
-    settings: FineTuningSpec, parameters: Iterable[nn.Parameter], rate: float | Tensor
+    settings: FineTuningSpec, parameters: Iterable[nn.Parameter], rate: Tensor | None = None
 ) -> torch.optim.Optimizer:
-    """Fused: one pass over all parameters. `rate` is its learning rate, which `learning_rate` says step by step; a
-    tensor, on a GPU, is read there when the step is taken."""
-    wanted, on_device = settings.optimizer, isinstance(rate, Tensor)
+    """Fused: one pass over all parameters. Its learning rate is set step by step, see `learning_rate`; or it is `rate`,
+    on a GPU, which is read there when the step is taken."""
+    wanted, on_device = settings.optimizer, rate is not None
+    lr = settings.learning_rate if rate is None else rate
     if isinstance(wanted, Adam):
-        return torch.optim.Adam(parameters, lr=rate, fused=True, capturable=on_device)
+        return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=on_device)
     if isinstance(wanted, AdamW):
         decay = wanted.weight_decay
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True, capturable=on_device)
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True, capturable=on_device)
     assert isinstance(wanted, Sgd)
-    return torch.optim.SGD(parameters, lr=rate, momentum=wanted.momentum, nesterov=wanted.nesterov, fused=True)
+    return torch.optim.SGD(parameters, lr=lr, momentum=wanted.momentum, nesterov=wanted.nesterov, fused=True)
 
 
 def learning_rate(settings: FineTuningSpec, step: int, steps_an_epoch: int) -> float:

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from app.contract.training import L1Penalty
 from worker.engine import device
 from worker.engine.augment import shifted
 from worker.engine.objective import objective
 from worker.engine.optimize import optimizer
 from worker.engine.plan import Course
 from worker.engine.pruning import Mask
-from worker.engine.regularize import penalty, shrink
+from worker.engine.regularize import add_gradient, penalty, shrink
 from worker.engine.tally import Tally
 
 
@@ -73,7 +74,7 @@ class Step:
     # What subclasses share
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        return optimizer(self._settings, self.parameters.values(), self._settings.learning_rate)
+        return optimizer(self._settings, self.parameters.values())
 
     def _go_back(self, chosen: Tensor) -> None:
         """Forward and backward of the images at these places."""
@@ -86,9 +87,13 @@ class Step:
             logits = self.network(images)
         logits = logits.float()
         loss = objective(self._settings, logits, labels, None if taught is None else taught.float())
-        extra = penalty(self._course.regularization, self.parameters)
+        regularization = self._course.regularization
+        with torch.set_grad_enabled(not isinstance(regularization, L1Penalty)):
+            extra = penalty(regularization, self.parameters)
         self.tally.add(logits.detach(), labels, loss.detach(), extra.detach())
         (loss + extra).backward()  # type: ignore[no-untyped-call]
+        if isinstance(regularization, L1Penalty):
+            add_gradient(regularization, self.parameters)
 
     @torch.no_grad()
     def _taught(self, images: Tensor) -> Tensor | None:
