@@ -64,7 +64,8 @@ def _members(
 def test_a_layer_and_its_gradients_are_pytorchs(case: Case) -> None:
     found = apart(case, "cuda")
 
-    assert found.pop("by_bias") == 0
+    # Ours is 0 to the bit; PyTorch adds up what is 0 but for the rounding of doubles.
+    assert found.pop("by_bias") < 1e-9
     # Where two of four are as large, or one is nearly 0, rounding sends a whole gradient another way.
     by_input = [found.pop(name) for name in ("by_images", "by_weight", "by_scale", "by_shift")]
     assert max(found.values()) < 3e-6
