@@ -46,7 +46,7 @@ class _Convolutional(nn.Sequential):
             return out
         assert convolution.bias is not None
         # Its bias only moves the mean, which the normalization takes away.
-        features = functional.conv2d(images, convolution.weight, padding=convolution.padding)  # type: ignore[arg-type]
+        features = functional.conv2d(images, convolution.weight, padding=convolution.padding)
         return normalize.normalized(features, convolution.bias, norm, pooled=len(self) > 3)
 
 
