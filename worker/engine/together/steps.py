@@ -44,8 +44,8 @@ class Steps:
         self._penalties = Penalties([course.regularization for course in courses], device)
         self._dropped = _dropped(masks, stack, device)
         self.optimizers = [
-            # On a GPU a captured step reads the rate there; on a CPU a tensor would be rounded.
-            optimizer(self._settings, network.parameters(), rate if device.type == "cuda" else 0.0)
+            # On a GPU a captured step reads the rate there.
+            optimizer(self._settings, network.parameters(), rate if device.type == "cuda" else None)
             for network, rate in zip(stack.networks, self._rates_now, strict=True)
         ]
         # One member's step fills a small part of a GPU.
