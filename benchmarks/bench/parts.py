@@ -35,6 +35,8 @@ PARTS: Mapping[str, Measured] = {
     "penalty": Measured("The L1 term", f"{_HERE}.training", "penalty"),
     "distributions": Measured("Weight distributions", f"{_HERE}.distributions"),
     "gpu": Measured("Training on a GPU", f"{_HERE}.gpu"),
+    "together": Measured("Many at once on a CPU", f"{_HERE}.together", "on_cpu"),
+    "together-gpu": Measured("Many at once on a GPU", f"{_HERE}.together", "on_gpu"),
     "overhead": Measured("What a job costs beside the engine's work", f"{_HERE}.running", "overhead"),
     "serving": Measured("The API's process", f"{_HERE}.serving"),
     "listing": Measured("Lists", f"{_HERE}.listing"),

@@ -58,6 +58,14 @@ class NoMemberSucceeded(EngineError):
 class NonFiniteLoss(EngineError):
     code = FailureCode.NON_FINITE_LOSS
 
+    @classmethod
+    def at_step(cls, step: int, what: str = "loss") -> NonFiniteLoss:
+        """`what` a training met at its `step`-th step."""
+        return cls(
+            f"{what} is not a finite number at training step {step}: take a smaller learning_rate, "
+            "a weaker penalty, or another initial checkpoint or teacher"
+        )
+
 
 class DeviceUnavailable(EngineError):
     code = FailureCode.DEVICE_UNAVAILABLE

@@ -50,7 +50,7 @@ class Tally:
 
     def refuse_non_finite(self, step: int) -> None:
         if not math.isfinite(float(self._loss + self._penalty)):
-            raise _non_finite("loss", step)
+            raise NonFiniteLoss.at_step(step)
 
     def metrics(self, epoch: int, seconds: float) -> EpochMetrics:
         sums = self.sums()
@@ -69,11 +69,4 @@ def refuse_non_finite_state(network: nn.Module, step: int) -> None:
     finite = torch.stack([torch.isfinite(tensor).all() for tensor in floats.values()]).tolist()
     for name, each in zip(floats, finite, strict=True):
         if not each:
-            raise _non_finite(name, step)
-
-
-def _non_finite(what: str, step: int) -> NonFiniteLoss:
-    return NonFiniteLoss(
-        f"{what} is not a finite number at training step {step}: take a smaller learning_rate, "
-        "a weaker penalty, or another initial checkpoint or teacher"
-    )
+            raise NonFiniteLoss.at_step(step, name)

@@ -1,0 +1,101 @@
+"""Members to train together, and the same to train alone. Three steps an epoch, the last of them smaller."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from app.contract.datasets import DatasetName
+from app.contract.spec import ModelSpec
+from app.contract.training import FineTuningSpec, Regularization
+from tests.engine.conftest import Listener
+from tests.specs import Document
+from worker.engine.data import DatasetStore
+from worker.engine.model import fresh
+from worker.engine.observer import Observer
+from worker.engine.plan import Course
+from worker.engine.progress import Progress
+from worker.engine.pruning import Mask
+from worker.engine.resume import TogetherState
+from worker.engine.seeding import generator
+from worker.engine.together import Member
+from worker.engine.train import Examples, train
+
+DIGITS = DatasetStore(None).load(DatasetName.DIGITS)
+MODEL = ModelSpec(channels=(2, 2, 4), hidden=8)
+
+
+def examples(count: int = 60, validation: int = 0, dtype: torch.dtype = torch.float64) -> Examples:
+    """Double precision tells wrong arithmetic from rounding, which Adam blows up: it divides by what it divides."""
+    images, labels = DIGITS.train_images[: count + validation].to(dtype), DIGITS.train_labels[: count + validation]
+    return Examples(images[:count], labels[:count], images[count:], labels[count:])
+
+
+def course(seed: int, penalty: Document | None = None, name: Any = "training", **settings: object) -> Course:
+    """Settings of its own by its number, and a strength."""
+    given = {"seed": seed, "epochs": 2, "batch_size": 25, "learning_rate": 0.002 * (seed + 1), **settings}
+    made = None
+    if penalty is not None:
+        made = TypeAdapter[Regularization](Regularization).validate_python({"strength": 0.01 * (seed + 1), **penalty})
+    return Course(FineTuningSpec.model_validate(given, strict=False), made, name)
+
+
+def member(course: Course, mask: Mask | None = None, dtype: torch.dtype = torch.float64) -> Member:
+    network = fresh(MODEL, course.settings.seed).to(dtype)
+    if mask is not None:
+        network.load_state_dict(mask.apply(network.state_dict()))
+    return Member(network, course, Progress(mask=mask))
+
+
+def half_masked(seed: int, model: ModelSpec = MODEL) -> Mask:
+    pick = generator(seed, "test")
+    return Mask({name: torch.rand(p.shape, generator=pick) < 0.5 for name, p in fresh(model, 0).named_parameters()})
+
+
+def copied(members: Sequence[Member]) -> list[Member]:
+    return [Member(copy.deepcopy(each.network), each.course, Progress(mask=each.progress.mask)) for each in members]
+
+
+def alone(members: Sequence[Member], given: Examples, observer: Observer | None = None) -> None:
+    for each in members:
+        train(each.network, given, each.course, each.progress, observer or Listener())
+
+
+def apart(ours: nn.Module, theirs: nn.Module) -> float:
+    """The largest difference between any two numbers of theirs."""
+    pairs = zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
+    return max(float((one - other).abs().max()) for one, other in pairs)
+
+
+def told(progress: Progress) -> list[Document]:
+    return [each.model_dump(exclude={"seconds"}) for each in progress.history]
+
+
+class Keeping(Listener):
+    """Keeps what a training could go on from, at one step; and ends it there when told to."""
+
+    class Power(Exception):
+        """The power went."""
+
+    def __init__(self, step: int, *, ends: bool = True) -> None:
+        super().__init__()
+        self._step, self._ends = step, ends
+        self.kept: TogetherState | None = None
+
+    def checkpoint_together(self, state: Callable[[], TogetherState], epoch_ended: bool) -> None:
+        if self.steps[-1][0] == self._step:
+            self.kept = state()
+            if self._ends:
+                raise self.Power
+
+
+def same_bits(ours: nn.Module, theirs: nn.Module) -> bool:
+    pairs: list[tuple[Tensor, Tensor]] = list(
+        zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
+    )
+    return all(torch.equal(one, other) for one, other in pairs)

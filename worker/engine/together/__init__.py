@@ -1,0 +1,9 @@
+"""Several members, networks of one shape with a course each, trained at once on one device: what is launched is
+launched for all of them."""
+
+from __future__ import annotations
+
+from worker.engine.together.fit import Way, misfit, way
+from worker.engine.together.training import Member, train_together
+
+__all__ = ["Member", "Way", "misfit", "train_together", "way"]
