@@ -68,7 +68,7 @@ def test_a_sweep_is_followed_by_its_members_and_brings_its_frontier(
     spec = sweep_spec(display_name="far", grid={"seeds": [1, 2, 3]})
     done = secateur("submit", write(spec), "--download", tmp_path / "out")
     assert done.code == 0, done.err
-    assert "far: waiting, 1/3 members" in done.err
+    assert re.search(r"far: waiting, [0-2]/3 members", done.err)
     assert re.search(r"members +3: 3 succeeded", done.out)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"frontier.csv", "frontier.json", "frontier.png", "manifest.json"}
