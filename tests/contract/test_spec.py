@@ -62,6 +62,7 @@ def test_a_train_spec_needs_nothing_but_its_data_set() -> None:
             "random_shift": 0,
             "select": "last",
             "seed": 0,
+            "precision": "float32",
             "device": "auto",
         },
         "regularization": None,
