@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from app.api import examples
 from app.api.schemas import Problem, QuotaProblem
 from app.contract.patch import PATCH
-from app.contract.spec import Spec
+from app.contract.spec import SPEC
 from app.contract.webhooks import NEW_WEBHOOK, TEST, WEBHOOK_PATCH, JobEvent, JobEventType, WebhookTest
 
 _REF = "#/components/schemas/{model}"
@@ -52,7 +52,7 @@ WEBHOOK_PATCH_BODY: dict[str, Any] = {
 }
 
 _MODELS: dict[str, TypeAdapter[Any]] = {
-    "Spec": TypeAdapter(Spec),
+    "Spec": SPEC,
     "JobPatch": PATCH,
     "NewWebhook": NEW_WEBHOOK,
     "WebhookPatch": WEBHOOK_PATCH,

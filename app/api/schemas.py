@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Resource(BaseModel):
-    model_config = ConfigDict(frozen=True, from_attributes=True)
+    model_config = ConfigDict(defer_build=True, frozen=True, from_attributes=True)
 
 
 class Problem(Resource):

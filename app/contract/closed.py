@@ -14,7 +14,8 @@ T = TypeVar("T", bound=Hashable)
 class Closed(BaseModel):
     """Refuses what it does not know, and anything that would have to be guessed (`"5"` is no number)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    # Built when first used, not with each import of the contract: a twentieth of the start.
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def refusal(pointer: str, code: str, reason: str) -> PydanticCustomError:

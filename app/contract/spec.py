@@ -535,11 +535,11 @@ Kind = Literal["train", "prune", "compare", "sweep", "import", "dataset"]
 AnySpec: TypeAlias = TrainSpec | PruneSpec | CompareSpec | SweepSpec
 Spec: TypeAlias = Annotated[AnySpec, Field(discriminator="kind")]
 """What a client submits as JSON."""
-SPEC: TypeAdapter[AnySpec] = TypeAdapter(Spec)
+SPEC: TypeAdapter[AnySpec] = TypeAdapter(Spec, config={"defer_build": True})
 AnyStoredSpec: TypeAlias = AnySpec | ImportSpec | DatasetImportSpec
 StoredSpec: TypeAlias = Annotated[AnyStoredSpec, Field(discriminator="kind")]
 """What a job may have: also what comes of an upload."""
-STORED_SPEC: TypeAdapter[AnyStoredSpec] = TypeAdapter(StoredSpec)
+STORED_SPEC: TypeAdapter[AnyStoredSpec] = TypeAdapter(StoredSpec, config={"defer_build": True})
 
 
 def parse_spec(document: bytes | str | Mapping[str, Any]) -> AnySpec:

@@ -21,6 +21,7 @@ TARGETS = [
         "acceptance",
         "chaos",
         "fuzz",
+        "bench",
         "frontier",
         "recount",
         "lint",
