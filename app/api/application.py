@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Routes run on threads, forty at most: with a connection for each, none waits for one.
 POOL_SIZE = 20
 
-POLLS_A_SECOND = 50
+POLLS_A_SECOND = 20
 """Clients that look at jobs again and again are told to come back at this rate all together, however many they are."""
 
 UNTRACED = frozenset({"/livez", "/readyz", "/metrics"})

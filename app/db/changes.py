@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 RECONNECT_SECONDS = 1.0
 
-PROGRESS_A_SECOND = 50
+PROGRESS_A_SECOND = 20
 """Of those who are patient, so many are told of mere progress. A thousand that wait for one job would otherwise ask for
 it as often as it makes a step, and leave no time for anything else."""
 

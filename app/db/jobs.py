@@ -101,11 +101,9 @@ def get(
 
 
 class Standing(NamedTuple):
-    """The little of a job that tells whether a client has the present one."""
+    """The little of a job that tells whether it is there, and goes on."""
 
-    revision: int
     status: str
-    queued_at: datetime
     purged_at: datetime | None
 
 

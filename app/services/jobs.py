@@ -149,23 +149,6 @@ def get(session: Session, tenant: str, job_id: str, *, lock: Literal["purge"] | 
     return row
 
 
-class Version(NamedTuple):
-    revision: int
-    status: Status
-    queued_at: datetime
-    position: int | None
-    """In the queue."""
-
-
-def version(session: Session, tenant: str, job_id: str, limits: Limits) -> Version:
-    """What tells whether a client's copy is the present one, at a small part of the cost. Raises as `get` does."""
-    found = _standing(session, tenant, job_id)
-    turn = None
-    if found.status == Status.QUEUED:
-        turn = turns.turn(session, job_id, max_running=limits.max_running)
-    return Version(found.revision, Status(found.status), found.queued_at, turn and turn.position)
-
-
 def status(session: Session, tenant: str, job_id: str) -> Status:
     """Raises as `get` does."""
     return Status(_standing(session, tenant, job_id).status)

@@ -184,17 +184,16 @@ async def get_job(
     ] = 0,
 ) -> Response:
     """A job. Also of a failed one this is 200: `error` says why it failed."""
-    if wait or if_none_match:
-        copy = await _changed_copy(parts, who.tenant, job_id, if_none_match, wait)
-        if copy.is_among(if_none_match):
-            return Response(status_code=304, headers=_headers(parts, copy, wait))
-    body, copy = await parts.shared.ask(("job", who.tenant, job_id), lambda: _job(parts, who.tenant, job_id))
-    return Response(body, headers=_headers(parts, copy, wait), media_type="application/json")
+    copy = await _copy(parts, who.tenant, job_id, if_none_match, wait)
+    if copy.is_among(if_none_match):
+        return Response(status_code=304, headers=_headers(parts, copy, wait))
+    return Response(copy.body, headers=_headers(parts, copy, wait), media_type="application/json")
 
 
 class _Copy(NamedTuple):
-    """What a client's copy of the job would be, had it asked just now."""
+    """What a client is sent, unless it has it."""
 
+    body: str
     etag: str
     status: Status
     queued_at: datetime
@@ -203,14 +202,14 @@ class _Copy(NamedTuple):
         return etags.strip() == "*" or self.etag in (etag.strip() for etag in etags.split(","))
 
 
-async def _changed_copy(parts: Parts, tenant: str, job_id: str, known: str, wait: int) -> _Copy:
-    """One that is none of those known, or the present one when none has come within so many seconds."""
+async def _copy(parts: Parts, tenant: str, job_id: str, known: str, wait: int) -> _Copy:
+    """The present one, or, within so many seconds, one that is none of those known."""
     clock = asyncio.get_running_loop().time
     until = clock() + wait
     with parts.changes.of(job_id, patient=True) as changed:
         while True:
             changed.clear()
-            copy = await parts.shared.ask(("copy", tenant, job_id), lambda: _copy(parts, tenant, job_id))
+            copy = await parts.shared.ask(("job", tenant, job_id), lambda: _job(parts, tenant, job_id))
             known = known or copy.etag
             over = copy.status.is_terminal or parts.changes.leaving or clock() >= until
             if over or not copy.is_among(known):
@@ -220,18 +219,12 @@ async def _changed_copy(parts: Parts, tenant: str, job_id: str, known: str, wait
                     await changed.wait()
 
 
-def _copy(parts: Parts, tenant: str, job_id: str) -> _Copy:
-    with parts.reads() as session:
-        version = jobs.version(session, tenant, job_id, parts.terms.limits)
-    return _Copy(resources.etag(version.revision, version.position), version.status, version.queued_at)
-
-
-def _job(parts: Parts, tenant: str, job_id: str) -> tuple[str, _Copy]:
+def _job(parts: Parts, tenant: str, job_id: str) -> _Copy:
     with parts.reads() as session:
         row = jobs.get(session, tenant, job_id)
         place = jobs.place(session, job_id, parts.terms.limits) if row.status == Status.QUEUED else None
     etag = resources.etag(row.revision, place and place.position)
-    return resources.job(row, place).model_dump_json(), _Copy(etag, Status(row.status), row.queued_at)
+    return _Copy(resources.job(row, place).model_dump_json(), etag, Status(row.status), row.queued_at)
 
 
 def _headers(parts: Parts, copy: _Copy, wait: int) -> dict[str, str]:
