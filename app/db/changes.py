@@ -26,7 +26,9 @@ _CHANGES, _PROGRESS = "jobs", "jobs_progress"
 
 
 @dataclass(eq=False)
-class _Waiter:
+class Waiter:
+    """Somebody who waits for a job to change."""
+
     patient: bool
     event: asyncio.Event = field(default_factory=asyncio.Event)
     due: asyncio.TimerHandle | None = None
@@ -45,7 +47,7 @@ class Changes:
 
     def __init__(self, database_url: str) -> None:
         self._url = database_url
-        self._waiting: dict[str, set[_Waiter]] = defaultdict(set)
+        self._waiting: dict[str, set[Waiter]] = defaultdict(set)
         self._pace = Pace(PROGRESS_A_SECOND)
         self._leaving = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -57,13 +59,13 @@ class Changes:
         return self._leaving
 
     @contextmanager
-    def of(self, job_id: str, *, patient: bool = False) -> Iterator[asyncio.Event]:
-        """An event that is set whenever the job may have changed; whoever has looked clears it, and before that. To the
+    def of(self, job_id: str, *, patient: bool = False) -> Iterator[Waiter]:
+        """Whose event is set whenever the job may have changed; whoever has looked clears it, and before that. To the
         patient, progress is told when it is their turn, the rest at once."""
-        waiter = _Waiter(patient)
+        waiter = Waiter(patient)
         self._waiting[job_id].add(waiter)
         try:
-            yield waiter.event
+            yield waiter
         finally:
             if waiter.due is not None:
                 waiter.due.cancel()
@@ -110,10 +112,15 @@ class Changes:
                 for waiter in self._waiting.get(notice.payload, ()):
                     self._tell(waiter, mere_progress=notice.channel == _PROGRESS)
 
-    def _tell(self, waiter: _Waiter, *, mere_progress: bool) -> None:
-        if not (mere_progress and waiter.patient):
+    def _tell(self, waiter: Waiter, *, mere_progress: bool) -> None:
+        if mere_progress and waiter.patient:
+            self.take_turn(waiter)
+        else:
             waiter.wake()
-        elif waiter.due is None:
+
+    def take_turn(self, waiter: Waiter) -> None:
+        """Wake one who is patient when it is its turn, unless it waits for that already."""
+        if waiter.due is None:
             waiter.due = asyncio.get_running_loop().call_later(self._pace.turn(), waiter.wake)
 
     def _wake_all(self) -> None:

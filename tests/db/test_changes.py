@@ -28,7 +28,7 @@ async def _listening(url: str, job_id: str) -> AsyncIterator[Changes]:
     with changes.of(job_id) as heard:
         changes.start()
         async with asyncio.timeout(10):
-            await heard.wait()  # all are woken once it listens
+            await heard.event.wait()  # all are woken once it listens
     try:
         yield changes
     finally:
@@ -50,8 +50,8 @@ def test_progress_is_told_to_the_patient_in_turn_and_to_others_at_once(
     async def run() -> None:
         async with _listening(_libpq(database_url), job_id) as changes:
             with ExitStack() as waiters:
-                patient = [waiters.enter_context(changes.of(job_id, patient=True)) for _ in range(PATIENT)]
-                stream = waiters.enter_context(changes.of(job_id))
+                patient = [waiters.enter_context(changes.of(job_id, patient=True)).event for _ in range(PATIENT)]
+                stream = waiters.enter_context(changes.of(job_id)).event
                 await _wake(lambda: _beat(sessions, job_id, phase="training", completed=2), stream)
                 assert sum(event.is_set() for event in patient) < PATIENT / 2
                 # Telling them again before their turn has come does not put it off.
@@ -80,7 +80,7 @@ def test_all_else_is_told_to_all_at_once(
     async def run() -> None:
         async with _listening(_libpq(database_url), job_id) as changes:
             with ExitStack() as waiters:
-                patient = [waiters.enter_context(changes.of(job_id, patient=True)) for _ in range(PATIENT)]
+                patient = [waiters.enter_context(changes.of(job_id, patient=True)).event for _ in range(PATIENT)]
                 loop = asyncio.get_running_loop()
                 await _wake(lambda: _beat(sessions, job_id, phase="training", completed=2), patient[0])
                 began = loop.time()

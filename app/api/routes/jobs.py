@@ -204,19 +204,23 @@ class _Copy(NamedTuple):
 
 async def _copy(parts: Parts, tenant: str, job_id: str, known: str, wait: int) -> _Copy:
     """The present one, or, within so many seconds, one that is none of those known."""
-    clock = asyncio.get_running_loop().time
+    clock, told = asyncio.get_running_loop().time, False
     until = clock() + wait
-    with parts.changes.of(job_id, patient=True) as changed:
+    with parts.changes.of(job_id, patient=True) as waiter:
         while True:
-            changed.clear()
+            waiter.event.clear()
             copy = await parts.shared.ask(("job", tenant, job_id), lambda: _job(parts, tenant, job_id))
             known = known or copy.etag
             over = copy.status.is_terminal or parts.changes.leaving or clock() >= until
-            if over or not copy.is_among(known):
+            if over or (told and not copy.is_among(known)):
                 return copy
+            if not copy.is_among(known):
+                # Whoever comes with an old copy waits for a turn too. Where so many wait that a turn takes longer to
+                # come than a job to make progress, all copies are old, and nobody would ever wait.
+                parts.changes.take_turn(waiter)
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
-                    await changed.wait()
+                    told = await waiter.event.wait()
 
 
 def _job(parts: Parts, tenant: str, job_id: str) -> _Copy:
@@ -381,7 +385,7 @@ async def stream_events(
     until = clock() + STREAM_SECONDS
     with parts.changes.of(job_id) as changed:
         while not parts.changes.leaving and clock() < until:
-            changed.clear()
+            changed.event.clear()
             try:
                 rows, over = await run_in_threadpool(_rest_of_log, parts, tenant, job_id, after)
             except AWAY as error:
@@ -398,7 +402,7 @@ async def stream_events(
             if len(rows) < MOST:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_SECONDS):
-                        await changed.wait()
+                        await changed.event.wait()
 
 
 def _rest_of_log(parts: Parts, tenant: str, job_id: str, after: int) -> tuple[Sequence[EventRow], bool]:
