@@ -46,7 +46,6 @@ UNTRACED = frozenset({"/livez", "/readyz", "/metrics"})
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. Without settings, those of the environment; raises when they are missing or wrong."""
     settings = settings or Settings()
-
     changes = Changes(settings.libpq_url)
     traces = tracing.make_provider("secateur-api")
 

@@ -42,7 +42,12 @@ KEEPALIVE: dict[str, Any] = {
 }
 
 
-def make_engine(sqlalchemy_url: str, *, pool_size: int = 5) -> Engine:
+RESTED_SECONDS = 1.0
+"""A connection that has rested for longer is asked whether it still lives, before it is used: asked each time, it would
+be a third of what a short request asks the database."""
+
+
+def make_engine(sqlalchemy_url: str, *, pool_size: int = 5, rested_seconds: float = RESTED_SECONDS) -> Engine:
     """An engine whose connections speak UTC, notice a dead server, are noticed when dead, and never wait for ever."""
     engine = create_engine(
         sqlalchemy_url,
@@ -57,16 +62,11 @@ def make_engine(sqlalchemy_url: str, *, pool_size: int = 5) -> Engine:
             **KEEPALIVE,
         },
     )
-    _refuse_dead(engine)
+    _refuse_dead(engine, rested_seconds)
     return engine
 
 
-RESTED_SECONDS = 1.0
-"""A connection that has rested for longer is asked whether it still lives, before it is used: asked each time, it would
-be a third of what a short request asks the database."""
-
-
-def _refuse_dead(engine: Engine) -> None:
+def _refuse_dead(engine: Engine, rested_seconds: float) -> None:
     """Let the pool replace a connection, and all of its age, that does not live any more."""
     since, dialect = "rests_since", engine.dialect
 
@@ -77,7 +77,7 @@ def _refuse_dead(engine: Engine) -> None:
     @event.listens_for(engine, "checkout")
     def refuse_dead(connection: DBAPIConnection, record: ConnectionPoolEntry, _: object) -> None:
         rested = time.monotonic() - record.info.get(since, math.inf)  # a new one has not
-        if rested > RESTED_SECONDS:
+        if rested > rested_seconds:
             try:
                 dialect.do_ping(connection)
             except dialect.loaded_dbapi.Error as error:

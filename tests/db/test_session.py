@@ -7,7 +7,6 @@ from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.db import session as session_module
 from app.db.models import JobRow
 from app.db.session import AWAY, make_engine
 from tests.db.conftest import Jobs
@@ -35,10 +34,9 @@ def test_what_the_database_refuses_is_told_without_what_was_sent(sessions: sessi
 
 
 def test_a_connection_that_died_while_it_rested_is_replaced_unseen(
-    database_url: str, sessions: sessionmaker[Session], monkeypatch: pytest.MonkeyPatch
+    database_url: str, sessions: sessionmaker[Session]
 ) -> None:
-    monkeypatch.setattr(session_module, "RESTED_SECONDS", 0.0)
-    engine = make_engine(database_url, pool_size=1)
+    engine = make_engine(database_url, pool_size=1, rested_seconds=0)
     try:
         with engine.connect() as connection:
             pid = connection.scalar(text("SELECT pg_backend_pid()"))
