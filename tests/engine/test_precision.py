@@ -76,10 +76,17 @@ def test_it_repeats_and_goes_on_to_the_same_bits(tmp_path: Path, step: int) -> N
         assert all(torch.equal(tensor, other[name]) for name, tensor in whole.items())
 
 
+def _processor_with(monkeypatch: pytest.MonkeyPatch, folder: Path, flags: str) -> None:
+    """What the system tells of its processor, whichever it is."""
+    told = folder / "cpuinfo"
+    told.write_text(f"model name\t: Some Processor\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(device, "CPUINFO", told)
+
+
 def test_the_receipt_names_it_and_what_is_measured_is_in_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device, "has_bf16", lambda _: True)
+    _processor_with(monkeypatch, tmp_path, "fma avx512_bf16")
     spec = train_spec(training={"epochs": 2, "precision": "bf16", "device": "cpu"}, pruning=None)
 
     done = run(spec, tmp_path / "out")
@@ -95,7 +102,7 @@ def test_the_receipt_names_it_and_what_is_measured_is_in_float32(
 
 
 def test_without_the_hardware_it_is_refused_ahead_of_all_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "has_bf16", lambda _: False)
+    _processor_with(monkeypatch, tmp_path, "fma avx2")
     for spec in (
         train_spec(training={"epochs": 1, "precision": "bf16", "device": "cpu"}),
         train_spec(training={"epochs": 1, "device": "cpu"}, fine_tuning={"epochs": 1, "precision": "bf16"}),

@@ -13,6 +13,9 @@ from torch import nn
 from app.contract.training import Precision
 from worker.engine.errors import DeviceUnavailable
 
+CPUINFO = Path("/proc/cpuinfo")
+"""Where Linux tells of the processor; other systems have no such file."""
+
 
 def choose(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -71,6 +74,5 @@ def _flags() -> set[str]:
 
 
 def _told_of_processor(what: str) -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
+    lines = CPUINFO.read_text(errors="replace").splitlines() if CPUINFO.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(what)), "")
