@@ -19,6 +19,7 @@ from app.contract.pruning import MagnitudePruning, Scored, TaylorPruning
 from app.contract.spec import ModelSpec, parse_spec
 from app.contract.training import FineTuningSpec, ProximalL1, TrainingSpec
 from worker.engine import device, normalize, pipeline, resume
+from worker.engine.convolve import convolved
 from worker.engine.data import DatasetStore
 from worker.engine.errors import NonFiniteLoss
 from worker.engine.model import fresh
@@ -258,6 +259,39 @@ def test_a_layer_s_own_kernels_compute_what_pytorch_s_do(
     assert all(torch.equal(*pair) for pair in zip(found[0], found[1], strict=True))
     for ours, theirs in zip(found[0], found[2], strict=True):
         torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("width_in", "width_out", "size", "kernel"),
+    [
+        (1, 16, (28, 28), 5),
+        (16, 16, (28, 28), 3),
+        (16, 32, (14, 14), 3),
+        (3, 5, (9, 11), 5),
+        (40, 50, (64, 8), 3),
+        (1, 1, (8, 8), 3),
+    ],
+)
+def test_a_convolution_s_own_kernels_compute_what_pytorch_s_do(
+    gpu: torch.device, width_in: int, width_out: int, size: tuple[int, int], kernel: int
+) -> None:
+    stream = torch.Generator().manual_seed(1)
+    images = torch.randn(20, width_in, *size, generator=stream, dtype=torch.float64).to(gpu)
+    weight = torch.randn(width_out, width_in, kernel, kernel, generator=stream, dtype=torch.float64).to(gpu)
+    slopes = torch.randn(20, width_out, *size, generator=stream, dtype=torch.float64).to(gpu)
+
+    def computed(convolve: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> list[Tensor]:
+        inputs = [tensor.to(dtype).requires_grad_() for tensor in (images, weight)]
+        with reproducible(gpu):
+            out = convolve(*inputs)
+            return [out.detach(), *torch.autograd.grad(out, inputs, slopes.to(dtype))]
+
+    once, again = (computed(convolved, torch.float32) for _ in range(2))
+    assert all(torch.equal(*pair) for pair in zip(once, again, strict=True))
+    exact = computed(lambda *given: functional.conv2d(*given, padding=kernel // 2), torch.float64)
+    for ours, theirs in zip(once, exact, strict=True):
+        # In parts of the largest: of sums over as many terms, the small ones are differences.
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=2e-6 * float(theirs.abs().max()))
 
 
 def test_a_state_of_a_gpu_is_gone_on_from_on_a_cpu(examples: Examples, tmp_path: Path) -> None:

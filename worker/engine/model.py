@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from app.contract.network import KERNELS, MNIST_ENDS, POOLED, Ends
 from app.contract.spec import ModelSpec
 from worker.engine import normalize
+from worker.engine.convolve import convolved
 from worker.engine.pooling import MaxPool
 from worker.engine.seeding import seeded
 
@@ -46,7 +46,7 @@ class _Convolutional(nn.Sequential):
             return out
         assert convolution.bias is not None
         # Its bias only moves the mean, which the normalization takes away.
-        features = functional.conv2d(images, convolution.weight, padding=convolution.padding)
+        features = convolved(images, convolution.weight)
         return normalize.normalized(features, convolution.bias, norm, pooled=len(self) > 3)
 
 

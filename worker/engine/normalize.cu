@@ -1,8 +1,12 @@
 // Batch normalization, 2x2 max pooling where there is one, and ReLU, for training: float32, [N, C, H, W].
-// Each sum is over the same numbers in the same order each time: PARTS blocks a channel, then their sums.
+// Each sum is over the same numbers in the same order each time: PARTS blocks a channel, of THREADS each, then their
+// sums. Who compiles it defines these two, and HEIGHT, WIDTH and whether POOLED: so no thread divides by what only
+// comes to be known when it runs.
 
-#define THREADS 256
-#define PARTS 16
+#define AREA (HEIGHT * WIDTH)
+#define SIDE (POOLED ? 2 : 1)
+#define ROWS (HEIGHT / SIDE)
+#define COLUMNS (WIDTH / SIDE)
 
 // The sums of both over the block, in every thread of it.
 __device__ void add_up(double &first, double &second) {
@@ -25,6 +29,7 @@ __device__ void add_up(double &first, double &second) {
 // The sums of a channel out of those of its parts.
 __device__ void of_parts(const double *parts, int channel, double &first, double &second) {
     first = second = 0;
+    #pragma unroll 8
     for (int part = 0; part < PARTS; part++) {
         first += parts[2 * (channel * PARTS + part)];
         second += parts[2 * (channel * PARTS + part) + 1];
@@ -32,12 +37,13 @@ __device__ void of_parts(const double *parts, int channel, double &first, double
 }
 
 // grid (PARTS, channels): of its share of the images, the sum and the sum of squares.
-extern "C" __global__ void sums(const float *in, double *parts, int images, int channels, int area) {
+extern "C" __global__ void sums(const float *in, double *parts, int images, int channels) {
     int channel = blockIdx.y;
     double sum = 0, squares = 0;
     for (int image = blockIdx.x; image < images; image += PARTS) {
-        const float *plane = in + ((long long)image * channels + channel) * area;
-        for (int place = threadIdx.x; place < area; place += THREADS) {
+        const float *plane = in + ((long long)image * channels + channel) * AREA;
+        #pragma unroll 4
+        for (int place = threadIdx.x; place < AREA; place += THREADS) {
             double value = plane[place];
             sum += value;
             squares += value * value;
@@ -55,10 +61,10 @@ extern "C" __global__ void sums(const float *in, double *parts, int images, int 
 extern "C" __global__ void forward(
     const float *in, const double *parts, const float *bias, const float *scale, const float *shift,
     float *running_mean, float *running_variance, float *out, unsigned char *places, float *kept,
-    int images, int channels, int height, int width, int pooled, double momentum, double epsilon
+    int images, int channels, double momentum, double epsilon
 ) {
-    int channel = blockIdx.y, area = height * width;
-    double sum, squares, count = (double)images * area;
+    int channel = blockIdx.y;
+    double sum, squares, count = (double)images * AREA;
     of_parts(parts, channel, sum, squares);
     double mean = sum / count, variance = squares / count - mean * mean;
     variance = variance < 0 ? 0 : variance;
@@ -71,23 +77,24 @@ extern "C" __global__ void forward(
         running_variance[channel] = (float)((1 - momentum) * running_variance[channel] + momentum * unbiased);
     }
     float factor = scale[channel] * inverse, added = shift[channel];
-    int side = pooled ? 2 : 1, rows = height / side, columns = width / side;
     for (int image = blockIdx.x; image < images; image += PARTS) {
         long long plane = (long long)image * channels + channel;
-        const float *from = in + plane * area;
-        for (int place = threadIdx.x; place < rows * columns; place += THREADS) {
-            int row = place / columns * side, column = place % columns * side, largest = 0;
-            float most = (from[row * width + column] - center) * factor + added;
-            for (int other = 1; other < side * side; other++) {
-                int there = (row + other / 2) * width + column + other % 2;
+        const float *from = in + plane * AREA;
+        #pragma unroll 4
+        for (int place = threadIdx.x; place < ROWS * COLUMNS; place += THREADS) {
+            int row = place / COLUMNS * SIDE, column = place % COLUMNS * SIDE, largest = 0;
+            float most = (from[row * WIDTH + column] - center) * factor + added;
+            #pragma unroll
+            for (int other = 1; other < SIDE * SIDE; other++) {
+                int there = (row + other / 2) * WIDTH + column + other % 2;
                 float value = (from[there] - center) * factor + added;
                 if (value > most || value != value) {
                     most = value;
                     largest = other;
                 }
             }
-            out[plane * rows * columns + place] = most < 0 ? 0 : most;
-            if (pooled) places[plane * rows * columns + place] = (unsigned char)largest;
+            out[plane * ROWS * COLUMNS + place] = most < 0 ? 0 : most;
+            if (POOLED) places[plane * ROWS * COLUMNS + place] = (unsigned char)largest;
         }
     }
 }
@@ -95,20 +102,22 @@ extern "C" __global__ void forward(
 // grid (PARTS, channels): of its share, the sums of the gradient and of the gradient times the normalized input.
 extern "C" __global__ void backward_sums(
     const float *gradient, const float *out, const float *in, const unsigned char *places, const float *kept,
-    double *parts, int images, int channels, int height, int width, int pooled
+    double *parts, int images, int channels
 ) {
-    int channel = blockIdx.y, side = pooled ? 2 : 1, rows = height / side, columns = width / side;
+    int channel = blockIdx.y;
     float center = kept[2 * channel], inverse = kept[2 * channel + 1];
     double sum = 0, product = 0;
     for (int image = blockIdx.x; image < images; image += PARTS) {
-        long long plane = (long long)image * channels + channel, first = plane * rows * columns;
-        for (int place = threadIdx.x; place < rows * columns; place += THREADS) {
-            if (out[first + place] <= 0) continue;
-            int largest = pooled ? places[first + place] : 0;
-            int row = place / columns * side + largest / 2, column = place % columns * side + largest % 2;
-            double value = gradient[first + place];
-            sum += value;
-            product += value * ((in[plane * height * width + row * width + column] - center) * inverse);
+        long long plane = (long long)image * channels + channel, first = plane * ROWS * COLUMNS;
+        #pragma unroll 4
+        for (int place = threadIdx.x; place < ROWS * COLUMNS; place += THREADS) {
+            int largest = POOLED ? places[first + place] : 0;
+            int row = place / COLUMNS * SIDE + largest / 2, column = place % COLUMNS * SIDE + largest % 2;
+            // All is read before it is asked for, so that reads do not wait for one another.
+            float value = gradient[first + place], read = in[plane * AREA + row * WIDTH + column];
+            double slope = out[first + place] <= 0 ? 0 : value;
+            sum += slope;
+            product += slope * ((read - center) * inverse);
         }
     }
     add_up(sum, product);
@@ -123,10 +132,10 @@ extern "C" __global__ void backward_sums(
 extern "C" __global__ void backward(
     const float *gradient, const float *out, const float *in, const unsigned char *places, const float *kept,
     const double *parts, const float *scale, float *by_in, float *by_bias, float *by_scale, float *by_shift,
-    int images, int channels, int height, int width, int pooled
+    int images, int channels
 ) {
-    int channel = blockIdx.y, side = pooled ? 2 : 1, rows = height / side, columns = width / side, area = height * width;
-    double sum, product, count = (double)images * area;
+    int channel = blockIdx.y;
+    double sum, product, count = (double)images * AREA;
     of_parts(parts, channel, sum, product);
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         by_bias[channel] = 0;
@@ -136,17 +145,19 @@ extern "C" __global__ void backward(
     float center = kept[2 * channel], inverse = kept[2 * channel + 1], factor = scale[channel] * inverse;
     float mean = (float)(sum / count), slope = (float)(product / count);
     for (int image = blockIdx.x; image < images; image += PARTS) {
-        long long plane = (long long)image * channels + channel, first = plane * rows * columns;
-        for (int place = threadIdx.x; place < area; place += THREADS) {
-            int row = place / width, column = place % width;
+        long long plane = (long long)image * channels + channel, first = plane * ROWS * COLUMNS;
+        #pragma unroll 4
+        for (int place = threadIdx.x; place < AREA; place += THREADS) {
+            int row = place / WIDTH, column = place % WIDTH;
             float own = 0;
-            if (row / side < rows && column / side < columns) {
-                long long window = first + row / side * columns + column / side;
-                bool is_largest = !pooled || places[window] == row % 2 * 2 + column % 2;
-                if (is_largest && !(out[window] <= 0)) own = gradient[window];
+            if (row / SIDE < ROWS && column / SIDE < COLUMNS) {
+                long long window = first + row / SIDE * COLUMNS + column / SIDE;
+                bool is_largest = !POOLED || places[window] == row % 2 * 2 + column % 2;
+                float arrived = gradient[window], made = out[window];
+                if (is_largest && !(made <= 0)) own = arrived;
             }
-            float normalized = (in[plane * area + place] - center) * inverse;
-            by_in[plane * area + place] = factor * (own - mean - normalized * slope);
+            float normalized = (in[plane * AREA + place] - center) * inverse;
+            by_in[plane * AREA + place] = factor * (own - mean - normalized * slope);
         }
     }
 }

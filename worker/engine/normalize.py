@@ -1,20 +1,19 @@
 """Batch normalization, max pooling and ReLU of a layer on a GPU, in two passes forward and two backward.
 
-The libraries' kernels give each channel one of a GPU's hundred processors, and there are 16 or 32 channels. What is in
-`normalize.cu` is compiled when it is first needed, by what comes with PyTorch.
+The libraries' kernels give each channel one of a GPU's hundred processors, and there are 16 or 32 channels.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_THREADS, _PARTS = 256, 16
-"""As in `normalize.cu`."""
+from worker.engine import kernels
+
+_THREADS, _PARTS = 128, 50
 
 
 def applies_to(images: Tensor, norm: nn.BatchNorm2d) -> bool:
@@ -27,7 +26,7 @@ def applies_to(images: Tensor, norm: nn.BatchNorm2d) -> bool:
         and norm.momentum is not None
         and torch.is_grad_enabled()
         and not torch._C._are_functorch_transforms_active()
-        and hasattr(torch.cuda, "_compile_kernel")  # it is not promised to stay
+        and kernels.usable()
     )
 
 
@@ -51,24 +50,22 @@ class _Normalized(torch.autograd.Function):
         out = features.new_empty(size)
         places = features.new_empty(size if pooled else (0,), dtype=torch.uint8)
         kept, parts = features.new_empty(channels, 2), _parts(features)
-        _launch("sums", channels, features, parts, images, channels, height * width)
-        extent = (images, channels, height, width, int(pooled))
+        _launch("sums", features, (features, parts), pooled=pooled)
         of_channels = (bias, scale, shift, norm.running_mean, norm.running_var)
-        written = (out, places, kept)
-        _launch("forward", channels, features, parts, *of_channels, *written, *extent, norm.momentum, norm.eps)
-        ctx.extent = extent
+        read = (features, parts, *of_channels)
+        _launch("forward", features, (*read, out, places, kept), norm.momentum, norm.eps, pooled=pooled)
+        ctx.pooled = pooled
         ctx.save_for_backward(features, out, places, kept, scale)
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         features, out, places, kept, scale = ctx.saved_tensors
-        channels, parts = features.shape[1], _parts(features)
-        read = (gradient.contiguous(), out, features, places, kept, parts)
-        _launch("backward_sums", channels, *read, *ctx.extent)
+        read = (gradient.contiguous(), out, features, places, kept, _parts(features))
+        _launch("backward_sums", features, read, pooled=ctx.pooled)
         by_features = torch.empty_like(features)
         by_parameters = [torch.empty_like(scale) for _ in range(3)]
-        _launch("backward", channels, *read, scale, by_features, *by_parameters, *ctx.extent)
+        _launch("backward", features, (*read, scale, by_features, *by_parameters), pooled=ctx.pooled)
         return (by_features, *by_parameters, None, None)
 
 
@@ -76,11 +73,17 @@ def _parts(features: Tensor) -> Tensor:
     return features.new_empty(features.shape[1], _PARTS, 2, dtype=torch.float64)
 
 
-def _launch(name: str, channels: int, *arguments: object) -> None:
-    _kernel(name)(grid=(_PARTS, channels, 1), block=(_THREADS, 1, 1), args=list(arguments))
-
-
-@cache
-def _kernel(name: str) -> Any:
-    source = Path(__file__).with_suffix(".cu").read_text()
-    return torch.cuda._compile_kernel(source, name)
+def _launch(name: str, features: Tensor, tensors: Sequence[Tensor | None], *numbers: object, pooled: bool) -> None:
+    images, channels, height, width = features.shape
+    kernels.launch(
+        "normalize.cu",
+        name,
+        (_PARTS, channels, 1),
+        (_THREADS, 1),
+        (*tensors, images, channels, *numbers),
+        THREADS=_THREADS,
+        PARTS=_PARTS,
+        HEIGHT=height,
+        WIDTH=width,
+        POOLED=int(pooled),
+    )

@@ -1,0 +1,36 @@
+"""Kernels of our own for a GPU: CUDA, compiled when they are first needed, by what comes with PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def usable() -> bool:
+    """Whether this PyTorch compiles them: it is not promised to stay."""
+    return hasattr(torch.cuda, "_compile_kernel")
+
+
+def launch(
+    file: str,
+    name: str,
+    grid: tuple[int, int, int],
+    threads: tuple[int, int],
+    arguments: Sequence[object],
+    *,
+    shared_bytes: int = 0,
+    **constants: int,
+) -> None:
+    """The kernel of that name in a file beside this one, its constants defined, on the current stream."""
+    kernel = _compiled(file, name, tuple(constants.items()))
+    kernel(grid=grid, block=(*threads, 1), args=list(arguments), shared_mem=shared_bytes)
+
+
+@cache
+def _compiled(file: str, name: str, constants: tuple[tuple[str, int], ...]) -> Any:
+    defined = "".join(f"#define {constant} {value}\n" for constant, value in constants)
+    return torch.cuda._compile_kernel(defined + (Path(__file__).parent / file).read_text(), name)
