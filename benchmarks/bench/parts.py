@@ -40,5 +40,8 @@ PARTS: Mapping[str, Measured] = {
     "overhead": Measured("What a job costs beside the engine's work", f"{_HERE}.running", "overhead"),
     "serving": Measured("The API's process", f"{_HERE}.serving"),
     "listing": Measured("Lists", f"{_HERE}.listing"),
+    "sweep": Measured("A sweep", f"{_HERE}.running", "sweep"),
+    "growth": Measured("Cost as work grows", f"{_HERE}.growth"),
+    "holding": Measured("A worker's memory", f"{_HERE}.holding"),
     "workers": Measured("Many workers", f"{_HERE}.running", "workers"),
 }

@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 
 from app.core.cores import usable_cores
-from app.local import stack
-from benchmarks.bench.measuring import Setting
+from app.local import Stack, stack
+from benchmarks.bench.measuring import Setting, in_turn, seconds
 from benchmarks.bench.rows import Row
 from benchmarks.bench.serving import UNLIMITED
 
@@ -34,11 +34,11 @@ what the client's clock has from sending the job to knowing its end by a long po
 
 def overhead(setting: Setting) -> tuple[Sequence[Row], str]:
     beside, starts = [], []
-    with _service(workers=1) as http:
-        _done(http, _submitted(http, TRAIN))  # warm
+    with service(workers=1) as (http, _):
+        done(http, submitted(http, TRAIN))  # warm
         for _ in range(setting.work(40, 5)):
             began = time.perf_counter()
-            job = _done(http, _submitted(http, TRAIN))
+            job = done(http, submitted(http, TRAIN))
             beside.append(time.perf_counter() - began - job["result"]["engine_seconds"])
             starts.append(_moment(job, "started_at") - _moment(job, "created_at"))
     return [
@@ -72,17 +72,58 @@ def workers(setting: Setting) -> tuple[Sequence[Row], str]:
     ], text
 
 
+def sweep(setting: Setting) -> tuple[Sequence[Row], str]:
+    """On a CPU its members are jobs of their own."""
+    count, epochs = setting.work(16, 4), setting.work(10, 1)
+    base = TRAIN | {"training": {"epochs": epochs}, "pruning": {"method": "magnitude", "sparsity": 0.9}}
+    rows = []
+    for many in sorted({1, usable_cores()}):
+        with service(workers=many) as (http, _):
+            _until_all_are_there(http, many)
+            for _ in range(many):
+                done(http, submitted(http, TRAIN))  # warm
+            ours, plain = in_turn(
+                setting.rounds(3),
+                seconds(lambda http=http: done(http, submitted(http, _swept(base, count)))),  # type: ignore[misc]
+                seconds(lambda http=http: _one_after_another(http, base, count)),  # type: ignore[misc]
+            )
+        told = "one worker" if many == 1 else f"{many} workers"
+        row = Row(
+            what=f"a sweep of {count} on a CPU, {told}",
+            against=f"{count} jobs one after another",
+            kind="speed-up",
+            ours=ours,
+            plain=plain,
+            must=1.0,
+        )
+        rows.append(row)
+    text = (
+        f"{count} seeds of a training of {epochs} epochs on digits, pruned; each worker with one thread. Until the "
+        "last job's end is known, and of the sweep until its frontier is there, by the client's clock."
+    )
+    return rows, text
+
+
+def _swept(base: dict[str, Any], count: int) -> dict[str, Any]:
+    return {"kind": "sweep", "base": base, "grid": {"seeds": list(range(count))}}
+
+
+def _one_after_another(http: httpx.Client, base: dict[str, Any], count: int) -> None:
+    for seed in range(count):
+        done(http, submitted(http, base | {"training": {**base["training"], "seed": seed}}))
+
+
 def _seconds_for_queue(jobs: int, *, workers: int) -> float:
-    with _service(workers=workers) as http:
-        source = _done(http, _submitted(http, TRAIN))
+    with service(workers=workers) as (http, _):
+        source = done(http, submitted(http, TRAIN))
         _until_all_are_there(http, workers)
         spec = {
             "kind": "prune",
             "source": {"job_id": source["id"]},
             "pruning": {"method": "magnitude", "sparsity": 0.9},
         }
-        ids = [_submitted(http, spec) for _ in range(jobs)]
-        ended = [_done(http, job_id) for job_id in ids]
+        ids = [submitted(http, spec) for _ in range(jobs)]
+        ended = [done(http, job_id) for job_id in ids]
     assert len({job["id"] for job in ended}) == jobs
     for job in ended:
         assert (job["status"], job["attempt"]) == ("succeeded", 1), job
@@ -98,28 +139,30 @@ def _until_all_are_there(http: httpx.Client, count: int) -> None:
 
 
 @contextmanager
-def _service(*, workers: int) -> Iterator[httpx.Client]:
-    """A client of one that runs so many workers, each with a thread."""
+def service(*, workers: int, data_dir: Path | None = None) -> Iterator[tuple[httpx.Client, Stack]]:
+    """A client, and the service that it is of, with so many workers, each with a thread."""
     environment = {**UNLIMITED, "SECATEUR_WORKER_THREADS": "1"}
     with (
         tempfile.TemporaryDirectory(prefix="running-") as folder,
-        stack(state_dir=Path(folder) / "state", workers=workers, env=environment) as service,
+        stack(
+            state_dir=Path(folder) / "state", workers=workers, data_dir=data_dir, env=environment, notify=print
+        ) as running,
         httpx.Client(
-            base_url=service.url,
-            headers={"Authorization": f"Bearer {service.api_key}"},
+            base_url=running.url,
+            headers={"Authorization": f"Bearer {running.api_key}"},
             trust_env=False,
             timeout=60,
         ) as http,
     ):
-        yield http
+        yield http, running
 
 
-def _submitted(http: httpx.Client, spec: dict[str, Any]) -> str:
+def submitted(http: httpx.Client, spec: dict[str, Any]) -> str:
     job_id: str = http.post("/v1/jobs", json=spec).raise_for_status().json()["id"]
     return job_id
 
 
-def _done(http: httpx.Client, job_id: str) -> dict[str, Any]:
+def done(http: httpx.Client, job_id: str) -> dict[str, Any]:
     etag = ""
     while True:
         answer = http.get(f"/v1/jobs/{job_id}", params={"wait": 30}, headers={"If-None-Match": etag})

@@ -142,7 +142,7 @@ def distribution(weights: Sequence[float], bins: int) -> tuple[list[float], list
 
 def distribution_by_rows(weights: NDArray[np.float32], bins: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The same with numpy for the inner loop."""
-    centres = np.linspace(weights.min(), weights.max(), bins, dtype=np.float64)
+    centres = np.linspace(float(weights.min()), float(weights.max()), bins)  # of float32 it would step in float32
     counts = np.zeros(bins, dtype=np.int64)
     for weight in weights:
         counts[np.argmin(np.abs(centres - weight))] += 1

@@ -18,11 +18,12 @@ from app.contract.datasets import DatasetName
 from app.contract.pruning import MagnitudePruning, Scored, TaylorPruning
 from app.contract.spec import ModelSpec, parse_spec
 from app.contract.training import FineTuningSpec, ProximalL1, TrainingSpec
-from worker.engine import device, normalize, pipeline, resume
+from worker.engine import device, pipeline, resume
 from worker.engine.convolve import convolved
 from worker.engine.data import DatasetStore
 from worker.engine.errors import NonFiniteLoss
 from worker.engine.model import fresh
+from worker.engine.normalize import Affine, Running, normalized
 from worker.engine.observer import Observer
 from worker.engine.plan import Course
 from worker.engine.pooling import MaxPool
@@ -249,12 +250,15 @@ def test_a_layer_s_own_kernels_compute_what_pytorch_s_do(
         features = drawn.to(gpu, norm.weight.dtype).requires_grad_(True)
         bias = torch.tensor([1.0, -1.0, 0.0], device=gpu, dtype=norm.weight.dtype, requires_grad=True)
         if own:
-            out = normalize.normalized(features, bias, norm, pooled=pooled)
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            running = Running(norm.running_mean, norm.running_var, 0.1, norm.eps)
+            out = normalized(features, Affine(bias, norm.weight, norm.bias), running, pooled=pooled)
         else:
             out = norm(features + bias[:, None, None])
             out = (functional.max_pool2d(out, 2) if pooled else out).relu()
         (out * torch.linspace(-1, 1, out.numel(), device=gpu).view_as(out)).sum().backward()  # type: ignore[no-untyped-call]
-        made = (out, features.grad, bias.grad, norm.weight.grad, norm.bias.grad, *norm.state_dict().values())
+        made = (out, features.grad, bias.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var)
         found.append([tensor.detach() for tensor in made if tensor is not None])
     assert all(torch.equal(*pair) for pair in zip(found[0], found[1], strict=True))
     for ours, theirs in zip(found[0], found[2], strict=True):
@@ -288,7 +292,7 @@ def test_a_convolution_s_own_kernels_compute_what_pytorch_s_do(
 
     once, again = (computed(convolved, torch.float32) for _ in range(2))
     assert all(torch.equal(*pair) for pair in zip(once, again, strict=True))
-    exact = computed(lambda *given: functional.conv2d(*given, padding=kernel // 2), torch.float64)
+    exact = computed(lambda read, by: functional.conv2d(read, by, padding=kernel // 2), torch.float64)
     for ours, theirs in zip(once, exact, strict=True):
         # In parts of the largest: of sums over as many terms, the small ones are differences.
         torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=2e-6 * float(theirs.abs().max()))

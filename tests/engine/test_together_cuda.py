@@ -6,15 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
 
 from app.contract.spec import ModelSpec
 from tests.engine.conftest import Listener
-from tests.engine.layers import Case, apart, by_kernels, inputs
-from tests.engine.together import DIGITS, alone, copied, course, half_masked, same_bits
-from tests.engine.together import apart as largest
+from tests.engine.together import DIGITS, alone, apart, copied, course, half_masked, same_bits
 from tests.specs import Document
+from worker.engine.convolve import convolved
 from worker.engine.errors import NonFiniteLoss
 from worker.engine.model import fresh
+from worker.engine.normalize import Affine, Running, normalized
 from worker.engine.progress import Progress
 from worker.engine.pruning import Mask
 from worker.engine.resume import TogetherState
@@ -26,13 +27,6 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 CUDA = torch.device("cuda")
 MODEL = ModelSpec()
-LAYERS = [
-    Case(3, 1, 16, 100, 28, 28, 5, False),
-    Case(3, 16, 16, 100, 28, 28, 3, True),
-    Case(2, 16, 32, 100, 14, 14, 3, True),
-    Case(2, 3, 8, 20, 13, 11, 5, False),
-    Case(2, 20, 40, 10, 9, 9, 3, True),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -60,35 +54,64 @@ def _members(
     return found
 
 
-@pytest.mark.parametrize("case", LAYERS, ids=str)
-def test_a_layer_and_its_gradients_are_pytorchs(case: Case) -> None:
-    found = apart(case, "cuda")
-
-    # Ours is 0 to the bit; PyTorch adds up what is 0 but for the rounding of doubles.
-    assert found.pop("by_bias") < 1e-9
-    # Where two of four are as large, or one is nearly 0, rounding sends a whole gradient another way.
-    by_input = [found.pop(name) for name in ("by_images", "by_weight", "by_scale", "by_shift")]
-    assert max(found.values()) < 3e-6
-    assert max(by_input) < 5e-3
-
-
-@pytest.mark.parametrize("case", LAYERS, ids=str)
-def test_a_layer_comes_to_the_same_bits_each_time(case: Case) -> None:
-    first, second = (by_kernels(inputs(case, "cuda"), case) for _ in range(2))
-
-    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+Layer = tuple[int, int, tuple[int, int], int, bool]
+LAYERS: list[Layer] = [
+    (1, 16, (28, 28), 5, False),
+    (16, 16, (28, 28), 3, True),
+    (16, 32, (14, 14), 3, True),
+    (3, 8, (13, 11), 5, False),
+    (20, 40, (9, 9), 3, True),
+]
+"""Channels in and out, the images' size, the kernel's, and whether pooled."""
 
 
-@pytest.mark.parametrize("pooled", [False, True])
-def test_what_is_no_number_shows_and_stays_with_its_member(pooled: bool) -> None:
-    case = Case(2, 16, 16, 10, 14, 14, 3, pooled)
-    given = inputs(case, "cuda")
-    with torch.no_grad():
-        given[1][0, 3, 2, 1, 1] = torch.nan
+def _drawn(layer: Layer, groups: int) -> list[Tensor]:
+    """For each group: images, weight, bias, scale, shift and the gradient of what comes out."""
+    width_in, width_out, (height, width), kernel, pooled = layer
+    stream = torch.Generator().manual_seed(2)
+    side = 2 if pooled else 1
+    shapes = [
+        (20, width_in, height, width),
+        (width_out, width_in, kernel, kernel),
+        *[(width_out,)] * 3,
+        (20, width_out, height // side, width // side),
+    ]
+    return [torch.randn(groups, *shape, generator=stream).to(CUDA) for shape in shapes]
 
-    out, _, _, by_images, *_ = by_kernels(given, case)
 
-    assert bool(out[0, 3].isnan().all())
+def _computed(given: list[Tensor], layer: Layer) -> list[Tensor]:
+    """What comes out of the groups side by side, their running statistics, and the gradients, group by group."""
+    groups, (images, weight, bias, scale, shift, slopes) = len(given[0]), given
+    inputs = [images.transpose(0, 1).flatten(1, 2), *(each.flatten(0, 1) for each in (weight, bias, scale, shift))]
+    inputs = [each.contiguous().requires_grad_() for each in inputs]
+    running = Running(torch.zeros_like(inputs[2]), torch.ones_like(inputs[2]), 0.1, 1e-5)
+    features = convolved(inputs[0], inputs[1], groups)
+    out = normalized(features, Affine(*inputs[2:]), running, pooled=layer[-1])
+    by_inputs = torch.autograd.grad(out, inputs, slopes.transpose(0, 1).flatten(1, 2))
+    of_images = [torch.stack(each.chunk(groups, dim=1)) for each in (out.detach(), by_inputs[0])]
+    flat = (running.mean.detach(), running.variance.detach(), *by_inputs[1:])
+    return [*of_images, *(torch.stack(each.chunk(groups)) for each in flat)]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_layers_side_by_side_have_the_bits_of_each_alone(layer: Layer) -> None:
+    given = _drawn(layer, groups=3)
+
+    together = _computed(given, layer)
+
+    for number in range(3):
+        alone = _computed([each[number : number + 1] for each in given], layer)
+        assert all(torch.equal(one[number], other[0]) for one, other in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize("layer", LAYERS[1:3], ids=str)
+def test_what_is_no_number_shows_and_stays_with_its_member(layer: Layer) -> None:
+    given = _drawn(layer, groups=2)
+    given[0][0, 2, 3, 1, 1] = torch.nan
+
+    out, by_images, *_ = _computed(given, layer)
+
+    assert bool(out[0].isnan().any(dim=(0, 2, 3)).all())
     assert bool(by_images[0].isnan().all())
     assert bool(out[1].isfinite().all())
     assert bool(by_images[1].isfinite().all())
@@ -169,7 +192,7 @@ def test_one_that_fails_does_not_take_the_others_along() -> None:
     assert len(members[1].progress.history) == 0
     train_together(others, data, Listener())
     for number in (0, 2):
-        assert largest(members[number].network, others[number].network) == 0
+        assert apart(members[number].network, others[number].network) == 0
 
 
 def test_here_they_are_trained_together() -> None:

@@ -6,7 +6,9 @@ and a counter that says which batch is next. A replay reads and writes the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,19 @@ from worker.engine.step import Step, memory_of
 
 _WARM_UPS = 3
 """Steps ahead of the recording, in which libraries make their choices and take their memory."""
+
+
+@contextmanager
+def recording(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream | None = None) -> Iterator[None]:
+    """What is launched within goes into the graph. Other threads may go on with what they do on the device."""
+    collects = gc.isenabled()
+    gc.disable()  # the end of an older graph, that is garbage by now, would spoil this one
+    try:
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class CapturedStep(Step):
@@ -144,8 +159,7 @@ class CapturedStep(Step):
                     tensor.copy_(value)
         here.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads of the process may go on with what they do on the device.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with recording(graph, stream):
             self._take_next()
         return graph
 

@@ -1,7 +1,8 @@
-"""A 'same' convolution on a GPU whose gradient by the weights is summed up by a kernel of our own.
+"""A 'same' convolution on a GPU by kernels of our own.
 
 cuDNN has few kernels for 16 or 32 channels that add up in the same order each time: for the third layer of the default
-network that gradient took a quarter of a step, and for the first one it was right to three digits.
+network the gradient by the weights took a quarter of a step, and for the first one it was right to three digits. And a
+grouped convolution, which is that of several networks at once, it does group by group.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from worker.engine import kernels
 
 _OUTS, _APART, _SHARES = 16, 20, 16
 """As in `convolve.cu`."""
+_EACH = 8
+"""Output channels of a thread."""
 _INS = 16
 """Input channels of a block, at most."""
 _THREADS = 512
@@ -23,81 +26,115 @@ _ROOM = 36 * 1024
 """Bytes of shared memory that a block takes at most: some blocks are to fit on a processor."""
 
 
-def convolved(images: Tensor, weight: Tensor) -> Tensor:
-    """[N, IN, H, W] by [OUT, IN, K, K], K odd, padded with zeros to [N, OUT, H, W]; float32."""
-    out: Tensor = _Convolved.apply(images, weight)
+def convolved(images: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
+    """[N, groups·IN, H, W] by [groups·OUT, IN, K, K], K odd, padded with zeros, to [N, groups·OUT, H, W]; float32. Each
+    group's numbers are those that it has alone, to the bit."""
+    out: Tensor = _Convolved.apply(images, weight, groups)
     return out
 
 
 class _Convolved(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor) -> Tensor:
-        """In the precision that is asked for around it; backward too."""
-        out = functional.conv2d(images, weight, padding=weight.shape[-1] // 2)
-        ctx.computed_in = out.dtype
+    def forward(ctx: Any, images: Tensor, weight: Tensor, groups: int) -> Tensor:
+        """With autocast around it, it computes in bf16, and the gradient by the images too."""
+        images, weight = images.contiguous(), weight.contiguous()
+        ctx.narrow = torch.is_autocast_enabled("cuda")
+        ctx.groups = groups
         ctx.save_for_backward(images, weight)
-        return out.float()
+        return _applied(images, weight, groups, narrow=ctx.narrow)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None]:
         images, weight = ctx.saved_tensors
-        by_images = None
+        gradient, by_images = gradients[0].contiguous(), None
         if ctx.needs_input_grad[0]:
-            turned = weight.flip(2, 3).transpose(0, 1).contiguous()
-            each = (tensor.to(ctx.computed_in) for tensor in (gradient, turned))
-            by_images = functional.conv2d(*each, padding=weight.shape[-1] // 2).float()
-        return by_images, _by_weight(images.contiguous(), gradient.contiguous(), weight.shape[-1])
+            # A convolution too, by the kernels turned around.
+            of_groups = weight.view(ctx.groups, -1, *weight.shape[1:]).transpose(1, 2)
+            turned = of_groups.flip(-1, -2).flatten(0, 1).contiguous()
+            by_images = _applied(gradient, turned, ctx.groups, narrow=ctx.narrow)
+        return by_images, _by_weight(images, gradient, weight.shape, ctx.groups), None
+
+
+def _applied(images: Tensor, weight: Tensor, groups: int, *, narrow: bool) -> Tensor:
+    padding = weight.shape[-1] // 2
+    if narrow:
+        read, by = images.to(torch.bfloat16), weight.to(torch.bfloat16)
+        return functional.conv2d(read, by, padding=padding, groups=groups).float()
+    tiles = _Tiles.of(images, weight)
+    width_out, width_in = weight.shape[0] // groups, weight.shape[1]
+    height, width = images.shape[-2:]
+    out = images.new_empty(len(images), groups * width_out, height, width)
+    threads = tiles.rows * -(-width // 4) * (_OUTS // _EACH)
+    grid = (len(images) * -(-height // tiles.rows), -(-width_out // _OUTS), groups)
+    arguments = (images, weight, out, groups, width_in, width_out)
+    tiles.launch("convolve", grid, (threads, 1), arguments, tiles.bytes)
+    return out
+
+
+def _by_weight(images: Tensor, gradient: Tensor, shape: torch.Size, groups: int) -> Tensor:
+    out = images.new_empty(shape)
+    tiles = _Tiles.of(images, out)
+    width_out, width_in, kernel = shape[0] // groups, shape[1], shape[2]
+    blocks = len(images) * -(-images.shape[-2] // tiles.rows)
+    parts = images.new_empty(blocks, *shape)
+    grid = (blocks, -(-width_out // _OUTS), groups * -(-width_in // tiles.ins))
+    threads = (_OUTS // 4 * tiles.ins * kernel * tiles.slices, 1)
+    arguments = (images, gradient, parts, groups, width_in, width_out)
+    tiles.launch("weigh", grid, threads, arguments, tiles.bytes_of_weights)
+    tiles.launch("add_shares", (-(-out.numel() // 32), 1, 1), (32, _SHARES), (parts, out, blocks, out.numel()))
+    return out
 
 
 class _Tiles(NamedTuple):
-    """How the work is cut into blocks."""
+    """How the work is cut into blocks, and of what sizes it is."""
 
+    height: int
+    width: int
+    kernel: int
     rows: int
     ins: int
     slices: int
-    bytes: int
-    """Of a block's shared memory, laid out as `convolve.cu` has it."""
 
     @classmethod
-    def of(cls, width_in: int, height: int, width: int, kernel: int) -> _Tiles:
+    def of(cls, images: Tensor, weight: Tensor) -> _Tiles:
         """In as few blocks as have room."""
-        ins = min(width_in, _INS)
-        for tiles in range(1, height + 1):
-            found = cls._cut(-(-height // tiles), ins, width, kernel)
-            if found.bytes <= _ROOM:
+        height, width = images.shape[-2:]
+        ins, kernel = min(weight.shape[1], _INS), weight.shape[-1]
+        for count in range(1, height + 1):
+            rows = -(-height // count)
+            slices = max(1, min(rows, _THREADS // (_OUTS // 4 * ins * kernel)))
+            found = cls(height, width, kernel, rows, ins, slices)
+            if max(found.bytes, found.bytes_of_weights) <= _ROOM:
                 break
         return found
 
-    @classmethod
-    def _cut(cls, rows: int, ins: int, width: int, kernel: int) -> _Tiles:
-        lanes = _OUTS // 4 * ins * kernel
-        slices = max(1, min(rows, _THREADS // lanes))
-        plane = ((rows + kernel - 1) * ((width + kernel - 1) | 1) + 29) // 32 * 32 + 2
-        read, summed = rows * width * _APART + ins * plane, slices * lanes * 4 * kernel
-        return cls(rows, ins, slices, 4 * max(read, summed))
+    # As `convolve.cu` lays out a block's shared memory.
 
+    @property
+    def bytes(self) -> int:
+        """Of the convolution."""
+        fours = -(-self.width // 4)
+        stride = (4 * fours + self.kernel - 1 + 3) // 4 * 4 + 4
+        return 4 * self.ins * ((self.rows + self.kernel - 1) * stride + self.kernel**2 * _OUTS)
 
-def _by_weight(images: Tensor, gradient: Tensor, kernel: int) -> Tensor:
-    count, width_in, height, width = images.shape
-    width_out = gradient.shape[1]
-    tiles = _Tiles.of(width_in, height, width, kernel)
-    constants = {
-        "HEIGHT": height,
-        "WIDTH": width,
-        "KERNEL": kernel,
-        "ROWS": tiles.rows,
-        "INS": tiles.ins,
-        "SLICES": tiles.slices,
-        "OUTS": _OUTS,
-        "SHARES": _SHARES,
-    }
-    blocks = count * -(-height // tiles.rows)
-    parts = images.new_empty(blocks, width_out, width_in, kernel, kernel)
-    grid = (blocks, -(-width_out // _OUTS), -(-width_in // tiles.ins))
-    threads = (_OUTS // 4 * tiles.ins * kernel * tiles.slices, 1)
-    arguments = (images, gradient, parts, width_in, width_out)
-    kernels.launch("convolve.cu", "weigh", grid, threads, arguments, shared_bytes=tiles.bytes, **constants)
-    out = images.new_empty(width_out, width_in, kernel, kernel)
-    grid = (-(-out.numel() // 32), 1, 1)
-    kernels.launch("convolve.cu", "add_shares", grid, (32, _SHARES), (parts, out, blocks, out.numel()), **constants)
-    return out
+    @property
+    def bytes_of_weights(self) -> int:
+        """Of the gradient by them."""
+        plane = ((self.rows + self.kernel - 1) * ((self.width + self.kernel - 1) | 1) + 29) // 32 * 32 + 2
+        lanes = _OUTS // 4 * self.ins * self.kernel
+        return 4 * max(
+            self.rows * self.width * _APART + self.ins * plane,
+            self.slices * lanes * 4 * self.kernel,
+        )
+
+    def launch(
+        self,
+        name: str,
+        grid: tuple[int, int, int],
+        threads: tuple[int, int],
+        arguments: tuple[object, ...],
+        shared_bytes: int = 0,
+    ) -> None:
+        constants = {field.upper(): value for field, value in self._asdict().items()}
+        constants |= {"OUTS": _OUTS, "EACH": _EACH, "SHARES": _SHARES}
+        kernels.launch("convolve.cu", name, grid, threads, arguments, shared_bytes=shared_bytes, **constants)

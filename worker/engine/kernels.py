@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
-def usable() -> bool:
-    """Whether this PyTorch compiles them: it is not promised to stay."""
-    return hasattr(torch.cuda, "_compile_kernel")
+def usable(images: Tensor) -> bool:
+    """Whether they can compute on these, with gradients."""
+    return (
+        images.is_cuda
+        and images.dtype == torch.float32
+        and torch.is_grad_enabled()
+        and not torch._C._are_functorch_transforms_active()
+        and hasattr(torch.cuda, "_compile_kernel")  # it is not promised to stay
+    )
 
 
 def launch(

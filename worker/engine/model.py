@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from app.contract.network import KERNELS, MNIST_ENDS, POOLED, Ends
 from app.contract.spec import ModelSpec
-from worker.engine import normalize
 from worker.engine.convolve import convolved
+from worker.engine.normalize import Affine, Running, applies_to, normalized
 from worker.engine.pooling import MaxPool
 from worker.engine.seeding import seeded
 
@@ -41,13 +41,19 @@ class _Convolutional(nn.Sequential):
         convolution, norm = self[0], self[1]
         assert isinstance(convolution, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
-        if not normalize.applies_to(images, norm):
+        if not applies_to(images, norm):
             out: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
             return out
         assert convolution.bias is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.num_batches_tracked is not None
+        assert norm.momentum is not None
+        norm.num_batches_tracked.add_(1)
+        affine = Affine(convolution.bias, norm.weight, norm.bias)
+        running = Running(norm.running_mean, norm.running_var, norm.momentum, norm.eps)
         # Its bias only moves the mean, which the normalization takes away.
-        features = convolved(images, convolution.weight)
-        return normalize.normalized(features, convolution.bias, norm, pooled=len(self) > 3)
+        return normalized(convolved(images, convolution.weight), affine, running, pooled=len(self) > 3)
 
 
 def _convolutional(width_in: int, width: int, kernel: int, *, pooled: bool) -> nn.Sequential:

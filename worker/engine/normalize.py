@@ -6,7 +6,7 @@ The libraries' kernels give each channel one of a GPU's hundred processors, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,33 +16,40 @@ from worker.engine import kernels
 _THREADS, _PARTS = 128, 50
 
 
+class Affine(NamedTuple):
+    """Of each channel, [C]: the bias of the convolution before it, and BatchNorm's scale and shift."""
+
+    bias: Tensor
+    scale: Tensor
+    shift: Tensor
+
+
+class Running(NamedTuple):
+    """The running statistics of some channels, and how they move."""
+
+    mean: Tensor
+    variance: Tensor
+    momentum: float
+    epsilon: float
+
+
 def applies_to(images: Tensor, norm: nn.BatchNorm2d) -> bool:
     """Whether `normalized` is for what a layer makes of them: on a GPU, in training, with running statistics by a
     momentum."""
-    return (
-        images.is_cuda
-        and images.dtype == torch.float32
-        and norm.training
-        and norm.momentum is not None
-        and torch.is_grad_enabled()
-        and not torch._C._are_functorch_transforms_active()
-        and kernels.usable()
-    )
+    return norm.training and norm.momentum is not None and kernels.usable(images)
 
 
-def normalized(features: Tensor, bias: Tensor, norm: nn.BatchNorm2d, *, pooled: bool) -> Tensor:
-    """What `norm`, then 2×2 max pooling if `pooled`, and ReLU make of features + bias: [N, C, H, W], the bias of the
-    convolution [C]. In float32, whatever the convolution computed in. The running statistics move on."""
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
-    out: Tensor = _Normalized.apply(features.float().contiguous(), bias, norm.weight, norm.bias, norm, pooled)
+def normalized(features: Tensor, affine: Affine, running: Running, *, pooled: bool) -> Tensor:
+    """What batch normalization, then 2×2 max pooling if `pooled`, and ReLU make of features [N, C, H, W] and the bias;
+    float32. The running statistics move on. Each channel's numbers are those that it has alone, to the bit."""
+    out: Tensor = _Normalized.apply(features.contiguous(), *affine, running, pooled)
     return out
 
 
 class _Normalized(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, norm: nn.BatchNorm2d, pooled: bool
+        ctx: Any, features: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, running: Running, pooled: bool
     ) -> Tensor:
         images, channels, height, width = features.shape
         side = 2 if pooled else 1
@@ -51,9 +58,9 @@ class _Normalized(torch.autograd.Function):
         places = features.new_empty(size if pooled else (0,), dtype=torch.uint8)
         kept, parts = features.new_empty(channels, 2), _parts(features)
         _launch("sums", features, (features, parts), pooled=pooled)
-        of_channels = (bias, scale, shift, norm.running_mean, norm.running_var)
-        read = (features, parts, *of_channels)
-        _launch("forward", features, (*read, out, places, kept), norm.momentum, norm.eps, pooled=pooled)
+        read = (features, parts, bias, scale, shift)
+        written = (running.mean, running.variance, out, places, kept)
+        _launch("forward", features, (*read, *written), running.momentum, running.epsilon, pooled=pooled)
         ctx.pooled = pooled
         ctx.save_for_backward(features, out, places, kept, scale)
         return out
@@ -73,7 +80,7 @@ def _parts(features: Tensor) -> Tensor:
     return features.new_empty(features.shape[1], _PARTS, 2, dtype=torch.float64)
 
 
-def _launch(name: str, features: Tensor, tensors: Sequence[Tensor | None], *numbers: object, pooled: bool) -> None:
+def _launch(name: str, features: Tensor, tensors: Sequence[Tensor], *numbers: object, pooled: bool) -> None:
     images, channels, height, width = features.shape
     kernels.launch(
         "normalize.cu",

@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from app.contract.training import Adam, AdamW, FineTuningSpec, Sgd
 
 
 def optimizer(
-    settings: FineTuningSpec, parameters: Iterable[nn.Parameter], rate: Tensor | None = None
+    settings: FineTuningSpec, parameters: Iterable[Tensor], rate: Tensor | None = None
 ) -> torch.optim.Optimizer:
     """Fused: one pass over all parameters. Its learning rate is set step by step, see `learning_rate`; or it is `rate`,
     on a GPU, which is read there when the step is taken."""

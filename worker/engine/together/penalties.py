@@ -47,6 +47,17 @@ class Penalties:
             return strengths * torch.stack([_group_norms(rows) for rows in _groups(parameters)]).sum(dim=0)
         return self._zeros
 
+    @property
+    def by_hand(self) -> bool:
+        """Whether `add_gradients` is cheaper than autograd, and comes to the same bits."""
+        return self._kind is L1Penalty
+
+    @torch.no_grad()
+    def add_gradients(self, gradients: Sequence[Tensor], parameters: Stacked) -> None:
+        """Of the terms, in place; both in the same order."""
+        for gradient, parameter in zip(gradients, parameters.values(), strict=True):
+            gradient.addcmul_(parameter.sign(), _beside(self._strengths.to(parameter.dtype), parameter))
+
     @torch.no_grad()
     def shrink(self, parameters: Stacked, rates: Tensor) -> None:
         """The proximal step, in place; `rates` [members] are the learning rates, in double precision."""

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from app.contract.network import KERNELS, POOLED
+from app.contract.network import POOLED
+from worker.engine import kernels
+from worker.engine.convolve import convolved
 from worker.engine.model import EPSILON
+from worker.engine.normalize import Affine, Running, normalized
 from worker.engine.pooling import MaxPool
 
 MOMENTUM = 0.1
@@ -39,64 +42,45 @@ class Stack:
     def logits(self, images: Tensor) -> Tensor:
         """Images [members, batch, channels, height, width] → [members, batch, classes], in training mode: BatchNorm
         normalizes by the batch, and its running statistics go on."""
-        features = self._by_kernels(images) if _has_kernels(images) else self._grouped(images)
+        members, batch = images.shape[:2]
+        layer = self._by_kernels if kernels.usable(images) else self._by_pytorch
+        x = images.transpose(0, 1).flatten(1, 2)
+        for number, pooled in enumerate(POOLED, start=1):
+            x = layer(x, number, pooled=pooled)
+            self.tensors[f"layer{number}.1.num_batches_tracked"].add_(1)
+        features = x.contiguous().view(batch, members, -1).permute(1, 2, 0)
         # The weights stand to the left, so that their gradients come out in the weights' own layout.
         return self._linear("fc2", self._linear("fc1", features)).transpose(1, 2)
 
-    def _grouped(self, images: Tensor) -> Tensor:
-        """[members, features, batch], by PyTorch's grouped convolution; channels last, which is faster on every device
-        that was tried."""
-        members, batch = images.shape[:2]
-        x = images.transpose(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
-        for number, (kernel, pooled) in enumerate(zip(KERNELS, POOLED, strict=True), start=1):
-            weight, bias, gamma, beta = self._layer(number)
-            x = functional.conv2d(x, weight.flatten(0, 1), bias.flatten(), padding=kernel // 2, groups=members)
-            mean, variance = (self.tensors[f"layer{number}.1.running_{name}"].view(-1) for name in ("mean", "var"))
-            x = functional.batch_norm(
-                x, mean, variance, gamma.flatten(), beta.flatten(), training=True, momentum=MOMENTUM, eps=EPSILON
-            )
-            self._count(number)
-            x = functional.relu_(self._pool(x) if pooled else x)
-        return x.contiguous().view(batch, members, -1).permute(1, 2, 0)
+    def _by_kernels(self, x: Tensor, number: int, *, pooled: bool) -> Tensor:
+        """A convolutional layer on a GPU: [batch, members·channels, height, width], the bits that each has alone."""
+        weight, affine = self._layer(number)
+        running = Running(*self._running(number), MOMENTUM, EPSILON)
+        return normalized(convolved(x, weight, groups=len(self)), affine, running, pooled=pooled)
 
-    def _by_kernels(self, images: Tensor) -> Tensor:
-        """The same, by kernels of our own."""
-        # Imported here: it needs Triton, which comes with PyTorch for CUDA alone.
-        from worker.engine.together.layers import convolutional
+    def _by_pytorch(self, x: Tensor, number: int, *, pooled: bool) -> Tensor:
+        """The same elsewhere, channels last, which is faster on every device that was tried."""
+        weight, (bias, scale, shift) = self._layer(number)
+        x = x.contiguous(memory_format=torch.channels_last)
+        x = functional.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(self))
+        mean, variance = self._running(number)
+        x = functional.batch_norm(x, mean, variance, scale, shift, training=True, momentum=MOMENTUM, eps=EPSILON)
+        return functional.relu_(self._pool(x) if pooled else x)
 
-        members, batch = images.shape[:2]
-        x = images.transpose(1, 2).contiguous()
-        for number, pooled in enumerate(POOLED, start=1):
-            values = x[0, 0].numel()
-            x, mean, variance = convolutional(x, *self._layer(number), EPSILON, pooled=pooled)
-            running = (self.tensors[f"layer{number}.1.running_{name}"] for name in ("mean", "var"))
-            for kept, found in zip(running, (mean, variance * (values / (values - 1))), strict=True):
-                kept.mul_(1 - MOMENTUM).add_(found, alpha=MOMENTUM)
-            self._count(number)
-        return x.permute(0, 1, 3, 4, 2).reshape(members, -1, batch)
-
-    def _layer(self, number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _layer(self, number: int) -> tuple[Tensor, Affine]:
+        """The convolution's weight and the rest, of all members' channels in a row."""
         names = ("0.weight", "0.bias", "1.weight", "1.bias")
-        weight, bias, gamma, beta = (self.parameters[f"layer{number}.{name}"] for name in names)
-        return weight, bias, gamma, beta
+        weight, *rest = (self.parameters[f"layer{number}.{name}"].flatten(0, 1) for name in names)
+        return weight, Affine(*rest)
 
-    def _count(self, number: int) -> None:
-        self.tensors[f"layer{number}.1.num_batches_tracked"].add_(1)
+    def _running(self, number: int) -> tuple[Tensor, Tensor]:
+        mean, variance = (self.tensors[f"layer{number}.1.running_{name}"].view(-1) for name in ("mean", "var"))
+        return mean, variance
 
     def _linear(self, layer: str, columns: Tensor) -> Tensor:
         """[members, in, batch] → [members, out, batch]."""
         weight, bias = self.parameters[f"{layer}.weight"], self.parameters[f"{layer}.bias"]
         return torch.baddbmm(bias.unsqueeze(2), weight, columns)
-
-
-def _has_kernels(images: Tensor) -> bool:
-    if not images.is_cuda:
-        return False
-    try:
-        from worker.engine.together import layers
-    except ImportError:  # no Triton
-        return False
-    return layers.usable()
 
 
 def _lie_in(module: nn.Module, prefix: str, tensors: dict[str, Tensor], number: int) -> None:

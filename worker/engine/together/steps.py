@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from worker.engine.augment import shifted
+from worker.engine.captured import recording
 from worker.engine.optimize import optimizer
 from worker.engine.plan import Course
 from worker.engine.pruning import Mask
@@ -50,7 +51,10 @@ class Steps:
         ]
         # One member's step fills a small part of a GPU.
         self._streams = _streams(min(members, 16)) if device.type == "cuda" else []
-        self._moments: list[Mapping[str, Tensor]] = []
+        self._moments: Mapping[str, Mapping[str, Tensor]] = {}
+        """What the optimizers remember of each parameter, stacked: by what it is called, and by the parameter."""
+        self._whole: torch.optim.Optimizer | None = None
+        self._one_rate = len({course.settings.learning_rate for course in courses}) == 1
         self.sums = Sums(members, device)
         self._full = Replayed(self._whole_step)
 
@@ -88,12 +92,17 @@ class Steps:
             logits.flatten(0, 1), labels.flatten(), label_smoothing=self._settings.label_smoothing, reduction="none"
         )
         loss = each.view(labels.shape).mean(dim=1)
-        extra = self._penalties.terms(self._stack.parameters)
+        with torch.set_grad_enabled(not self._penalties.by_hand):
+            extra = self._penalties.terms(self._stack.parameters)
         self.sums.add(logits.detach(), labels, loss.detach(), extra.detach())
         # Not `backward`, which adds up on the stream on which a parameter was made, where a capture may not reach.
         # The sum mixes nothing: no member's loss hangs on another's weights, and a NaN stays with its member.
         found = torch.autograd.grad((loss + extra).sum(), list(self._stack.parameters.values()))
         gradients = [each.contiguous() for each in found]  # fused optimizers read memory as it lies
+        if self._penalties.by_hand:
+            self._penalties.add_gradients(gradients, self._stack.parameters)
+        for parameter, gradient in zip(self._stack.parameters.values(), gradients, strict=True):
+            parameter.grad = gradient
         for number, network in enumerate(self._stack.networks):
             for parameter, gradient in zip(network.parameters(), gradients, strict=True):
                 parameter.grad = gradient[number]
@@ -113,11 +122,10 @@ class Steps:
         if self._device.type == "cpu":
             for each, rate in zip(self.optimizers, rates.tolist(), strict=True):
                 each.param_groups[0]["lr"] = rate
-        with side_by_side(self._streams) as aside:
-            for number, (each, going) in enumerate(zip(self.optimizers, goes_on, strict=True)):
-                if going:
-                    with aside(number):
-                        each.step()
+        if self._whole is None:
+            self._step_each(goes_on)
+        else:
+            self._whole.step()
         if self._penalties.shrinks:
             self._penalties.shrink(self._stack.parameters, rates)
         if self._dropped and not self._moments:
@@ -125,11 +133,35 @@ class Steps:
         self._hold()
         self._done.add_(1)
 
+    def _step_each(self, goes_on: Sequence[bool]) -> None:
+        with side_by_side(self._streams) as aside:
+            for number, (each, going) in enumerate(zip(self.optimizers, goes_on, strict=True)):
+                if going:
+                    with aside(number):
+                        each.step()
+        if self._device.type == "cuda" and self._one_rate:
+            self._join()
+
+    def _join(self) -> None:
+        """One optimizer steps for all from now on, in one pass. What it remembers are the stacks of what the members'
+        own do, so that these stay what each would keep."""
+        self.stack_moments()
+        self._whole = optimizer(self._settings, self._stack.parameters.values(), self._rates_now[0])
+        remembered = [[each.state.get(p, {}) for p in each.param_groups[0]["params"]] for each in self.optimizers]
+        for place, (name, parameter) in enumerate(self._stack.parameters.items()):
+            own = {key: stacked[name] for key, stacked in self._moments.items()}
+            states = [of_member[place] for of_member in remembered]
+            for step in [state["step"] for state in states if "step" in state][:1]:
+                own["step"] = step
+                for state in states:
+                    state["step"] = step
+            self._whole.state[parameter] = own
+
     def _hold(self) -> None:
         """The masks, in the optimizers' state too."""
         for name, dropped in self._dropped.items():
             self._stack.parameters[name].masked_fill_(dropped, 0)
-            for moment in self._moments:
+            for moment in self._moments.values():
                 moment[name].masked_fill_(dropped, 0)
 
     def stack_moments(self) -> None:
@@ -144,7 +176,7 @@ class Steps:
                 found.setdefault(key, {})[name] = stacked
                 for state, part in zip(states, stacked, strict=True):
                     state[key] = part
-        self._moments = list(found.values())
+        self._moments = found
 
     # From one process to the next
 
@@ -239,6 +271,6 @@ class Replayed:
             return
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            with recording(self._graph):
                 self._step()
         self._graph.replay()
