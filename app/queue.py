@@ -63,7 +63,9 @@ def make_celery(redis_url: str, *, socket_timeout_seconds: float = PUBLISH_TIMEO
 
 def worker_command() -> list[str]:
     """What starts a worker process: one job at a time, in a child with a clean interpreter (CUDA needs one)."""
-    options = ["--pool=prefork", "--concurrency=1", "--without-gossip", "--without-mingle", "--loglevel=WARNING"]
+    # Nobody listens to heartbeats, and while the broker is frozen one is sent again and again: the worker would not
+    # look up to end.
+    quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel=WARNING"]
     return [
         sys.executable,
         "-m",
@@ -72,7 +74,9 @@ def worker_command() -> list[str]:
         "--app=worker.main:celery",
         "worker",
         f"--queues={QUEUE}",
-        *options,
+        "--pool=prefork",
+        "--concurrency=1",
+        *quiet,
     ]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
@@ -147,5 +148,19 @@ def test_a_worker_alone_hands_its_job_back_on_sigterm(cluster: Cluster, tmp_path
         wait_until(lambda: read(cluster.http, job_id)["status"] == "queued", timeout=5, what="the job is back")
         process.wait(timeout=20)
         assert time.monotonic() - began < 20
+    cluster.wait_for_training(job_id, 2, timeout=30)
+    cluster.cancel(job_id)
+
+
+@pytest.mark.chaos
+def test_a_worker_ends_on_sigterm_while_its_broker_is_frozen(cluster: Cluster, tmp_path: Path) -> None:
+    with _only_worker(cluster, tmp_path) as process:
+        job_id = cluster.at_work(ENDLESS)
+        with stopped(psutil.Process(cluster.stack.children["broker"].pid)):
+            until = time.monotonic() + 8
+            wait_until(lambda: time.monotonic() > until, timeout=20, what="it has met the frozen broker")
+            process.send_signal(signal.SIGTERM)
+            wait_until(lambda: read(cluster.http, job_id)["status"] == "queued", timeout=10, what="the job is back")
+            process.wait(timeout=25)  # within the thirty seconds that containers are given
     cluster.wait_for_training(job_id, 2, timeout=30)
     cluster.cancel(job_id)
