@@ -25,7 +25,7 @@ from app.core.logging import note
 from app.core.pace import Pace
 from app.core.settings import Settings
 from app.db.changes import Changes
-from app.queue import Queue
+from app.queue import Queue, Waker
 from app.rates import Rates
 from app.services import jobs, resolving, webhooks
 from app.services.jobs import Terms
@@ -44,6 +44,7 @@ class Parts:
     reads: sessionmaker[Session]
     """Sessions each of whose statements is a transaction of its own."""
     queue: Queue
+    waker: Waker
     store: ArtifactStore
     changes: Changes
     rates: Rates
