@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 # Celery and the Redis client are an eighth of what importing the API costs, and only who opens a queue needs them.
@@ -91,27 +91,37 @@ class Broker(NamedTuple):
 class Queue:
     """The sending end."""
 
-    def __init__(self, celery: Celery) -> None:
-        self._celery = celery
+    def __init__(self, redis_url: str) -> None:
+        self._url = redis_url
+        self._making = threading.Lock()
+        self._made: Celery | None = None
+
+    @property
+    def _celery(self) -> Celery:
+        """Made when there is something to send: a process that starts need not wait for it."""
+        with self._making:
+            if self._made is None:
+                self._made = make_celery(self._url)
+            return self._made
 
     def wake(self, job_id: str) -> bool:
         """Tell a worker that a job waits. False, within seconds, when the broker is away: the sweeper sends again."""
-        from kombu.exceptions import OperationalError
+        return self.wake_all([job_id])
+
+    def wake_all(self, job_ids: Sequence[str]) -> bool:
+        """The same for several jobs, all in one go; of some a worker may have been told also when this is False."""
+        from kombu.exceptions import BatchPublishError, OperationalError
         from redis.exceptions import RedisError
 
         try:
-            self._celery.send_task(RUN_JOB, args=[job_id], queue=QUEUE, retry=False)
-        except (OperationalError, OSError, RedisError) as error:
-            logger.warning(
-                "broker is away, the sweeper will send the message", extra={"job_id": job_id, "error": str(error)}
-            )
+            with self._celery.producer_or_acquire() as producer, producer.batch():
+                for job_id in job_ids:
+                    self._celery.send_task(RUN_JOB, args=[job_id], queue=QUEUE, retry=False, producer=producer)
+        except (BatchPublishError, OperationalError, OSError, RedisError) as error:
+            told = {"job_id": job_ids[0], "jobs": len(job_ids), "error": str(error)}
+            logger.warning("broker is away, the sweeper will send the message", extra=told)
             return False
         return True
-
-    def wake_all(self, job_ids: Sequence[str]) -> int:
-        """The same for several jobs. Returns of how many a worker was told, the first ones, before the broker was
-        away."""
-        return sum(1 for _ in takewhile(self.wake, job_ids))
 
     def remind(self, job_id: str) -> None:
         """Tell a worker that a job waits, unless there are messages that will lead one to it anyway."""
@@ -141,4 +151,61 @@ class Queue:
             return None
 
     def close(self) -> None:
-        self._celery.close()
+        if self._made is not None:
+            self._made.close()
+
+
+MOST_UNSENT = 10_000
+
+REST_SECONDS = 0.02
+"""Between two sendings: under load, messages go several at a time, at a fraction of what each takes alone."""
+
+SENDS_LAST_SECONDS = 2 * PUBLISH_TIMEOUT_SECONDS
+"""What the end of a process may wait for the last messages."""
+
+
+class Waker:
+    """Sends messages on a thread of its own, from `start` to `stop`: whoever has a job to tell of does not wait for the
+    broker. What is not sent, because that is away or there is too much of it, the sweeper sends."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._unsent: list[str] = []
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="waker", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self, job_ids: Sequence[str]) -> None:
+        """Tell workers soon that these jobs wait."""
+        with self._changed:
+            self._unsent.extend(job_ids[: MOST_UNSENT - len(self._unsent)])
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Send what there is, and end."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join(SENDS_LAST_SECONDS)
+
+    def _run(self) -> None:
+        while job_ids := self._next():
+            try:
+                self._queue.wake_all(job_ids)
+            except Exception:  # a waker that died unseen would make every job wait for the sweeper
+                logger.exception("messages not sent, the sweeper will send them")
+            self._rest()
+
+    def _next(self) -> Sequence[str]:
+        """What there is to send, when there is something; nothing at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._unsent or self._stopping)
+            taken, self._unsent = self._unsent, []
+            return taken
+
+    def _rest(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping, REST_SECONDS)

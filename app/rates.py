@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from app.core.limits import UNLIMITED
+
+if TYPE_CHECKING:
+    from limits.strategies import SlidingWindowCounterRateLimiter
+    from redis import BlockingConnectionPool
 
 PREFIX = "secateur.rate"
 
@@ -34,24 +39,17 @@ class Rates:
     that serves too much is better than one that serves nothing."""
 
     def __init__(self, redis_url: str) -> None:
-        # Imported here: only who counts needs them.
-        from limits.storage import RedisStorage
-        from limits.strategies import SlidingWindowCounterRateLimiter
-        from redis import BlockingConnectionPool
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
-
-        self._pool = BlockingConnectionPool.from_url(
-            redis_url.replace("redis+socket:", "unix:", 1),  # Celery's spelling
-            max_connections=MOST_CONNECTIONS,
-            timeout=TIMEOUT_SECONDS,
-            socket_timeout=TIMEOUT_SECONDS,
-            socket_connect_timeout=TIMEOUT_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-        )
-        storage = RedisStorage("redis://", connection_pool=self._pool, key_prefix=PREFIX)
-        self._limiter = SlidingWindowCounterRateLimiter(storage)
+        self._url = redis_url.replace("redis+socket:", "unix:", 1)  # Celery's spelling
+        self._opening = threading.Lock()
+        self._opened: _Counting | None = None
         self._asked_again_at = -math.inf
+
+    @property
+    def _counting(self) -> _Counting:
+        with self._opening:
+            if self._opened is None:
+                self._opened = _open(self._url)
+            return self._opened
 
     def hit(self, tenant: str, limit: int) -> float | None:
         """Count a request. None lets it through; else the seconds until the next one may be."""
@@ -63,9 +61,10 @@ class Rates:
         from limits import RateLimitItemPerMinute
 
         item = RateLimitItemPerMinute(limit)
-        if self._limiter.hit(item, tenant):
+        limiter = self._counting.limiter
+        if limiter.hit(item, tenant):
             return None
-        return max(0.0, self._limiter.get_window_stats(item, tenant).reset_time - time.time())
+        return max(0.0, limiter.get_window_stats(item, tenant).reset_time - time.time())
 
     def used(self, tenant: str, limit: int) -> int | None:
         """Requests that count at this moment. None when the broker is away, or there is no limit and so no count."""
@@ -74,7 +73,7 @@ class Rates:
         if limit == UNLIMITED:
             return None
         item = RateLimitItemPerMinute(limit)
-        return self._ask(lambda: limit - self._limiter.get_window_stats(item, tenant).remaining)
+        return self._ask(lambda: limit - self._counting.limiter.get_window_stats(item, tenant).remaining)
 
     def _ask(self, question: Callable[[], T]) -> T | None:
         from redis.exceptions import RedisError
@@ -89,4 +88,30 @@ class Rates:
             return None
 
     def close(self) -> None:
-        self._pool.disconnect()
+        if self._opened is not None:
+            self._opened.pool.disconnect()
+
+
+class _Counting(NamedTuple):
+    pool: BlockingConnectionPool
+    limiter: SlidingWindowCounterRateLimiter
+
+
+def _open(url: str) -> _Counting:
+    """Imports what only those need who count, and not before they do: a process that starts need not wait for it."""
+    from limits.storage import RedisStorage
+    from limits.strategies import SlidingWindowCounterRateLimiter
+    from redis import BlockingConnectionPool
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=MOST_CONNECTIONS,
+        timeout=TIMEOUT_SECONDS,
+        socket_timeout=TIMEOUT_SECONDS,
+        socket_connect_timeout=TIMEOUT_SECONDS,
+        retry=Retry(NoBackoff(), 0),
+    )
+    storage = RedisStorage("redis://", connection_pool=pool, key_prefix=PREFIX)
+    return _Counting(pool, SlidingWindowCounterRateLimiter(storage))

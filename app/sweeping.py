@@ -72,10 +72,9 @@ class Round:
             if broker.is_new:
                 logger.warning("the broker is new or was emptied", extra={"queued": sweep.make_all_due(session)})
             due = sweep.due_messages(session)
-        sent = self.queue.wake_all(due)
-        if sent < len(due):
+        if due and not self.queue.wake_all(due):
             with self.sessions.begin() as session:
-                sweep.make_due(session, due[sent:])
+                sweep.make_due(session, due)
         elif broker.is_new:
             # Last: had this process died before, another would have sent them all again.
             self.queue.mark()

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.db import attempts
-from app.queue import QUEUE, Queue, make_celery
+from app.queue import QUEUE, Queue
 from app.storage import LocalStore
 from app.sweeping import Round
 from tests.db.conftest import FAILURE, Jobs
@@ -28,7 +28,7 @@ def broker(broker_url: str) -> Iterator[redis.Redis]:
 def test_a_job_that_can_be_begun_gets_a_message_when_none_waits(
     sessions: sessionmaker[Session], broker_url: str, broker: redis.Redis, tmp_path: Path
 ) -> None:
-    queue, made = Queue(make_celery(broker_url)), Jobs(sessions)
+    queue, made = Queue(broker_url), Jobs(sessions)
     queue.mark()
     running, _ = made.running(), made.queued()
     with sessions.begin() as session:  # all messages came long ago

@@ -58,7 +58,7 @@ def oversee(sender: Any, **_: object) -> None:
     identity.christen()
     engine = make_engine(settings.sqlalchemy_url, pool_size=POOL_SIZE)
     sessions = make_sessions(engine)
-    queue = Queue(make_celery(settings.redis_url.get_secret_value()))
+    queue = Queue(settings.redis_url.get_secret_value())
     store = LocalStore(settings.artifact_dir)
     rounds = Round(sessions, queue, store, settings.max_attempts, settings.limits.max_running)
     sweeper = Sweeper(rounds, interval_seconds=settings.sweep_seconds)

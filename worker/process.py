@@ -10,7 +10,7 @@ from app.core import tracing
 from app.core.cores import usable_cores
 from app.core.settings import Settings
 from app.db.session import make_engine, make_sessions
-from app.queue import Queue, make_celery
+from app.queue import Queue
 from app.storage import LocalStore
 from worker import identity
 from worker.engine import device, memory, pipeline
@@ -31,7 +31,7 @@ class JobProcess:
         torch.set_num_threads(threads)
         self._engine = make_engine(settings.sqlalchemy_url, pool_size=POOL_SIZE)
         sessions = make_sessions(self._engine)
-        self._queue = Queue(make_celery(settings.redis_url.get_secret_value()))
+        self._queue = Queue(settings.redis_url.get_secret_value())
         self._traces = tracing.make_provider("secateur-worker")
         owner = identity.owner(os.getpid())
         pipeline.warm_up()

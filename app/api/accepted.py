@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fastapi import BackgroundTasks, Request, Response
+from fastapi import Request, Response
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -16,48 +16,43 @@ from app.contract.status import Status
 from app.core.errors import IdempotencyKeyReused, QuotaExceeded
 from app.core.logging import note
 from app.db.models import JobRow
-from app.queue import Queue
 from app.services import quotas
 from app.services.idempotency import KeyedRequest, Made, is_known, once
 
 
-class Shown(NamedTuple):
-    """What of a job is answered, and where that is to be found later."""
+class Told(NamedTuple):
+    """A job that was made, and what of it is answered."""
 
-    resource: Callable[[JobRow], BaseModel]
-    url: Callable[[str], str]
-
-
-_JOB = Shown(resources.job, resources.job_url)
+    row: JobRow
+    resource: BaseModel
 
 
 def accepted(
-    session: Session,
-    queue: Queue,
-    background: BackgroundTasks,
+    parts: Parts,
     request: KeyedRequest,
-    make: Callable[[], JobRow],
-    shown: Shown = _JOB,
+    make: Callable[[Session], Told],
+    url: Callable[[str], str] = resources.job_url,
 ) -> Response:
-    """202 with the job that `make` inserts, or has inserted when this request was here before."""
-
+    """202 with the job that `make` inserts, or has inserted when this request was here before. All of it is one
+    transaction, on the thread of the caller: each change of threads would take as long as a question to the database.
+    `url` is where the job, or what comes of it, is to be found later."""
     waiting: list[str] = []
 
-    def made() -> Made:
-        row = make()
+    def made(session: Session) -> Made:
+        row, resource = make(session)
         # A sweep waits for its members, and they for workers.
         waiting.extend(row.sources if row.status == Status.WAITING else [row.id])
-        return Made(row.id, shown.resource(row).model_dump_json())
+        return Made(row.id, resource.model_dump_json())
 
-    done = once(session, request, made)
+    with parts.sessions.begin() as session:
+        done = once(session, request, lambda: made(session))
     note(job_id=done.job_id)
-    headers = {"Location": shown.url(done.job_id), "Retry-After": str(resources.SOON)}
+    headers = {"Location": url(done.job_id), "Retry-After": str(resources.SOON)}
     if done.replayed:
         headers["Idempotency-Replayed"] = "true"
     else:
-        # Runs after the commit and the answer: a broker that is away or slow costs the client nothing.
-        background.add_task(queue.wake_all, waiting)
-    return Response(done.answer, 202, headers, media_type="application/json", background=background)
+        parts.waker.wake(waiting)
+    return Response(done.answer, 202, headers, media_type="application/json")
 
 
 async def refuse_upload_early(parts: Parts, tenant: str, route: str, key: str | None, request: Request) -> None:
@@ -74,20 +69,18 @@ async def refuse_upload_early(parts: Parts, tenant: str, route: str, key: str | 
 
 def accepted_upload(
     parts: Parts,
-    background: BackgroundTasks,
     request: KeyedRequest,
     job_id: str,
-    submit: Callable[[Session], JobRow],
-    shown: Shown = _JOB,
+    submit: Callable[[Session], Told],
+    url: Callable[[str], str] = resources.job_url,
 ) -> Response:
     """The same for an upload that is in place for the job of this id, and goes if another request was faster."""
     try:
         # Should the commit fail, it may have come through all the same: the file stays for the sweeper to decide on.
-        with parts.sessions.begin() as session:
-            answer = accepted(session, parts.queue, background, request, lambda: submit(session), shown)
+        answer = accepted(parts, request, submit, url)
     except (IdempotencyKeyReused, QuotaExceeded):
         parts.store.drop_upload(job_id)
         raise
-    if answer.headers["Location"] != shown.url(job_id):
+    if answer.headers["Location"] != url(job_id):
         parts.store.drop_upload(job_id)  # the one that came first is kept
     return answer

@@ -22,7 +22,8 @@ from app.core.settings import Settings
 from app.core.version import VERSION
 from app.db.changes import Changes
 from app.db.session import make_engine, make_sessions
-from app.queue import Queue, make_celery
+from app.delivery.loop import MOST, Deliverer
+from app.queue import Queue, Waker
 from app.rates import Rates
 from app.storage import LocalStore
 from app.sweeping import Round, Sweeper
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from fastapi.telemetry import TelemetryConfig
     from opentelemetry.trace import TracerProvider
 
-    from app.delivery.loop import Deliverer
+    from app.delivery.sender import Sender
 
 # Routes run on threads, forty at most: with a connection for each, none waits for one.
 POOL_SIZE = 20
@@ -56,11 +57,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             Round(parts.sessions, parts.queue, parts.store, settings.max_attempts, settings.limits.max_running),
             interval_seconds=settings.sweep_seconds,
         )
-        deliverer = _deliverer(parts)
+        deliverer = Deliverer(parts.sessions, lambda: _sender(settings))
         app.state.parts = parts
         app.state.watch = Watch(parts.sessions, parts.queue)
         changes.start()
         sweeper.start()
+        parts.waker.start()
         deliverer.start()
         try:
             yield
@@ -68,6 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await changes.stop()
             await deliverer.stop()
             await run_in_threadpool(sweeper.stop)
+            await run_in_threadpool(parts.waker.stop)
             parts.queue.close()
             parts.rates.close()
             parts.engine.dispose()
@@ -116,12 +119,14 @@ def _bound_bodies(app: FastAPI, settings: Settings) -> None:
 
 def _open(settings: Settings, changes: Changes) -> Parts:
     engine = make_engine(settings.sqlalchemy_url, pool_size=POOL_SIZE)
+    queue = Queue(settings.redis_url.get_secret_value())
     return Parts(
         settings=settings,
         engine=engine,
         sessions=make_sessions(engine),
         reads=make_sessions(engine.execution_options(isolation_level="AUTOCOMMIT")),
-        queue=Queue(make_celery(settings.redis_url.get_secret_value())),
+        queue=queue,
+        waker=Waker(queue),
         store=LocalStore(settings.artifact_dir),
         changes=changes,
         rates=Rates(settings.redis_url.get_secret_value()),
@@ -130,11 +135,8 @@ def _open(settings: Settings, changes: Changes) -> Parts:
     )
 
 
-def _deliverer(parts: Parts) -> Deliverer:
-    # It brings an HTTP client, which whoever only looks at the application can do without.
+def _sender(settings: Settings) -> Sender:
     from app.delivery.guard import Resolver
-    from app.delivery.loop import MOST, Deliverer
     from app.delivery.sender import Sender
 
-    sender = Sender(Resolver(threads=MOST), allow_private=parts.settings.webhook_allow_private)
-    return Deliverer(parts.sessions, sender)
+    return Sender(Resolver(threads=MOST), allow_private=settings.webhook_allow_private)

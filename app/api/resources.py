@@ -25,7 +25,7 @@ from app.api.schemas import (
 )
 from app.contract.failure import Failure
 from app.contract.result import RESULT, DatasetResult
-from app.contract.spec import parse_stored
+from app.contract.spec import StoredSpec, parse_stored
 from app.contract.status import Status
 from app.core.limits import UNLIMITED
 from app.db.models import ArtifactRow, DeliveryRow, EventRow, JobRow, WebhookRow
@@ -37,7 +37,8 @@ def job_url(job_id: str) -> str:
     return f"/v1/jobs/{job_id}"
 
 
-def job(row: JobRow, place: Place | None = None) -> Job:
+def job(row: JobRow, place: Place | None = None, spec: StoredSpec | None = None) -> Job:
+    """`spec` is the row's, where it is at hand."""
     url, status = job_url(row.id), Status(row.status)
     return Job(
         id=row.id,
@@ -62,7 +63,7 @@ def job(row: JobRow, place: Place | None = None) -> Job:
         finished_at=row.finished_at,
         updated_at=row.updated_at,
         expires_at=row.expires_at,
-        spec=parse_stored(row.spec),
+        spec=spec or parse_stored(row.spec),
         links=Links(self=url, **{name: f"{url}/{name}" for name in Links.model_fields if name != "self"}),
     )
 

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, aliased
 
 from app.contract.status import Status
 from app.db.clock import asked_at, now, seconds
-from app.db.jobs import MAY_BE_RETRIED, NewJob, cancel, insert_row, retried
+from app.db.jobs import MAY_BE_RETRIED, NewJob, cancel, first_event, insert_row, retried
 from app.db.models import TERMINAL_STATES, EventRow, JobRow
 from app.db.moves import NewEvent, move, requeued, write_events
 
@@ -40,12 +40,8 @@ def insert_sweep(session: Session, sweep: NewJob, members: Sequence[NewJob]) -> 
     row = insert_row(session, values)
     write_events(session, row, [NewEvent(Status.WAITING, {"members": len(members)})])
     session.execute(insert(JobRow).values([each.values() | {"sweep_id": row.id} for each in members]))
-    session.execute(insert(EventRow), [_first_event(each.job_id) for each in members])
+    session.execute(insert(EventRow), [first_event(each.job_id) for each in members])
     return row
-
-
-def _first_event(job_id: str) -> dict[str, Any]:
-    return {"job_id": job_id, "seq": 1, "type": Status.QUEUED, "level": "info", "attempt": 0, "retry": 0, "data": {}}
 
 
 def _moment(session: Session) -> datetime:

@@ -10,8 +10,10 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -19,7 +21,11 @@ from app.contract.webhooks import TEST
 from app.db import webhooks
 from app.db.session import AWAY
 from app.db.webhooks import Claim
-from app.delivery.sender import Outcome, Sender
+from app.delivery.outcome import Outcome
+
+# It brings an HTTP client, which a process without webhooks can do without.
+if TYPE_CHECKING:
+    from app.delivery.sender import Sender
 
 logger = logging.getLogger(__name__)
 
@@ -44,15 +50,19 @@ STOP_SECONDS = 3.0
 
 
 class Deliverer:
-    """Sends what is due, from `start` to `stop`."""
+    """Sends what is due, from `start` to `stop`, with what `make_sender` makes when there is something to send."""
 
-    def __init__(self, sessions: sessionmaker[Session], sender: Sender) -> None:
-        self._sessions, self._sender = sessions, sender
+    def __init__(self, sessions: sessionmaker[Session], make_sender: Callable[[], Sender]) -> None:
+        self._sessions, self._make_sender = sessions, make_sender
         self._busy: Counter[str] = Counter()
         self._under_way: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
+
+    @cached_property
+    def _sender(self) -> Sender:
+        return self._make_sender()
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="webhooks")

@@ -7,7 +7,6 @@ import ssl
 import time
 from contextlib import suppress
 from functools import cached_property
-from typing import NamedTuple
 
 import httpcore
 
@@ -15,6 +14,7 @@ from app.core.signing import signature
 from app.core.version import VERSION
 from app.db.webhooks import Claim
 from app.delivery.guard import GuardedBackend, PeerRefused, Resolve
+from app.delivery.outcome import Outcome
 
 TOTAL_SECONDS = 15.0
 """From the look-up of the host to the answer's status."""
@@ -27,15 +27,6 @@ MOST_READ = 8_192
 
 MOST_HEARD_SECONDS = 1.0
 """Of the answer's body."""
-
-
-class Outcome(NamedTuple):
-    """What became of an attempt: no `error` when it got through."""
-
-    response_status: int | None
-    error: str | None
-    retry_after_seconds: int = 0
-    """What the endpoint asked for."""
 
 
 class Sender:

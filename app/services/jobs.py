@@ -78,13 +78,24 @@ class Terms(NamedTuple):
     """Of a tenant that has none of its own."""
 
 
-def submit(session: Session, tenant: str, spec: AnySpec, terms: Terms, *, parent_job_id: str | None = None) -> JobRow:
+class Submitted(NamedTuple):
+    """A job as it was inserted, and its resolved spec, which need not be read from the row again."""
+
+    row: JobRow
+    spec: StoredSpec
+
+
+def submit(
+    session: Session, tenant: str, spec: AnySpec, terms: Terms, *, parent_job_id: str | None = None
+) -> Submitted:
     """Resolve the spec and insert the job, of a sweep with its members. Raises what `resolve` and `insert` raise."""
-    resolved = resolve(session, tenant, spec)
-    if isinstance(resolved.spec, SweepSpec):
-        specs = [member.spec for member in resolved.members]
-        return insert_sweep(session, tenant, resolved.spec, specs, terms, parent_job_id)
-    return insert(session, new_job_id(), tenant, resolved.spec, terms, parent_job_id=parent_job_id)
+    resolved, _, found = resolve(session, tenant, spec)
+    if isinstance(resolved, SweepSpec):
+        specs = [member.spec for member in found]
+        row = insert_sweep(session, tenant, resolved, specs, terms, parent_job_id)
+    else:
+        row = insert(session, new_job_id(), tenant, resolved, terms, parent_job_id=parent_job_id)
+    return Submitted(row, resolved)
 
 
 def insert(
@@ -243,7 +254,7 @@ def retry(session: Session, tenant: str, job_id: str, limits: Limits) -> JobRow:
     return row
 
 
-def rerun(session: Session, tenant: str, job_id: str, terms: Terms) -> JobRow:
+def rerun(session: Session, tenant: str, job_id: str, terms: Terms) -> Submitted:
     """A new job of the same spec. Raises UploadNotKept, and what submitting it anew raises."""
     before = get(session, tenant, job_id)
     spec = parse_stored(before.spec)

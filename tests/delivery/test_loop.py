@@ -18,7 +18,8 @@ from app.db import webhooks as queries
 from app.db.webhooks import Claim
 from app.delivery.guard import Resolver
 from app.delivery.loop import JITTER, MOST, MOST_A_WEBHOOK, RETRY_SECONDS, Deliverer, settle
-from app.delivery.sender import Outcome, Sender
+from app.delivery.outcome import Outcome
+from app.delivery.sender import Sender
 from app.services import webhooks
 from tests.db.conftest import Jobs
 from tests.delivery.conftest import Hooks
@@ -35,7 +36,7 @@ def delivering(sessions: sessionmaker[Session], *, loops: int = 1) -> Iterator[N
 
     async def run() -> None:
         sender = Sender(Resolver(threads=8), allow_private=True)
-        running = [Deliverer(sessions, sender) for _ in range(loops)]
+        running = [Deliverer(sessions, lambda: sender) for _ in range(loops)]
         for deliverer in running:
             deliverer.start()
         await asyncio.to_thread(over.wait)

@@ -14,7 +14,8 @@ import trustme
 from app.core.signing import new_secret
 from app.db.webhooks import Claim
 from app.delivery.guard import GuardedBackend, PeerRefused, Resolve, Resolver
-from app.delivery.sender import Outcome, Sender
+from app.delivery.outcome import Outcome
+from app.delivery.sender import Sender
 from tests.endpoint import Endpoint, endpoint
 
 REFUSED = Outcome(None, "the host has no address that may be connected to")

@@ -15,7 +15,7 @@ import psycopg
 import redis
 
 from app.local import Stack
-from app.queue import QUEUE, Queue, make_celery
+from app.queue import QUEUE, Queue
 from tests.specs import Document, ended, read, submit, train_spec
 from tests.waiting import wait_until
 
@@ -159,7 +159,7 @@ class Cluster:
 
     @cached_property
     def queue(self) -> Queue:
-        return Queue(make_celery(self.stack.redis_url))
+        return Queue(self.stack.redis_url)
 
     def operator(self) -> redis.Redis:
         """The broker's own administrator."""

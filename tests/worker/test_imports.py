@@ -16,7 +16,7 @@ from app.core.errors import UploadNotKept
 from app.core.ids import new_job_id
 from app.db import jobs
 from app.db.jobs import artifacts
-from app.queue import Queue, make_celery
+from app.queue import Queue
 from app.services.jobs import retry
 from app.storage import sha256_of
 from app.sweeping import ORPHANED_SECONDS, Round
@@ -48,7 +48,7 @@ def _uploaded(runtime: Runtime, content: bytes) -> str:
 
 @pytest.fixture
 def sweep(runtime: Runtime, broker_url: str) -> Iterator[Round]:
-    queue = Queue(make_celery(broker_url))
+    queue = Queue(broker_url)
     yield Round(runtime.sessions, queue, runtime.store, 3, NO_LIMITS.max_running)
     queue.close()
 

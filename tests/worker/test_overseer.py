@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.queue import Queue, make_celery
+from app.queue import Queue
 from app.storage import LocalStore
 from app.sweeping import Round, Sweeper
 from tests.limits import NO_LIMITS
@@ -19,7 +19,7 @@ from worker.runner import Runtime
 
 @pytest.fixture
 def queue(broker_url: str) -> Iterator[Queue]:
-    queue = Queue(make_celery(broker_url))
+    queue = Queue(broker_url)
     yield queue
     queue.close()
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.contract.frontier import Frontier
 from app.contract.spec import parse_spec
 from app.db import attempts, jobs
-from app.queue import Queue, make_celery
+from app.queue import Queue
 from app.services import jobs as service
 from app.services.jobs import Terms
 from app.sweeping import Round
@@ -34,14 +34,14 @@ NARROW = {"channels": [2, 2, 4], "hidden": 8}
 def submit_sweep(sessions: sessionmaker[Session]) -> Sweep:
     def submit_sweep(**overrides: object) -> str:
         with sessions.begin() as session:
-            return service.submit(session, "t", parse_spec(sweep_spec(**overrides)), TERMS).id
+            return service.submit(session, "t", parse_spec(sweep_spec(**overrides)), TERMS).row.id
 
     return submit_sweep
 
 
 @pytest.fixture
 def round_(runtime: Runtime, broker_url: str) -> Iterator[Round]:
-    queue = Queue(make_celery(broker_url))
+    queue = Queue(broker_url)
     yield Round(runtime.sessions, queue, runtime.store, 3, NO_LIMITS.max_running)
     queue.close()
 

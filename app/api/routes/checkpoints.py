@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, BackgroundTasks, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import JsonValue
 from starlette.concurrency import run_in_threadpool
 
-from app.api.accepted import accepted_upload, refuse_upload_early
+from app.api import resources
+from app.api.accepted import Told, accepted_upload, refuse_upload_early
 from app.api.deps import IdempotencyKey, LabelPairs, PartsDep, WriterDep, labels_of
 from app.api.openapi import ACCEPTED, CHECKPOINT_BODY, problems
 from app.api.schemas import Job
 from app.contract.spec import DisplayName
 from app.core.errors import UnsupportedMediaType
+from app.db.models import JobRow
 from app.services import checkpoints
 from app.services.idempotency import KeyedRequest
 
@@ -34,7 +36,6 @@ async def upload_checkpoint(
     who: WriterDep,
     request: Request,
     parts: PartsDep,
-    background: BackgroundTasks,
     key: IdempotencyKey = None,
     display_name: DisplayName | None = None,
     label: LabelPairs = [],  # noqa: B006 - FastAPI copies it
@@ -54,13 +55,16 @@ async def upload_checkpoint(
     return await run_in_threadpool(
         accepted_upload,
         parts,
-        background,
         KeyedRequest(who.tenant, ROUTE, key, content),
         upload.job_id,
-        lambda session: checkpoints.submit(
-            session, who.tenant, upload, display_name=display_name, labels=labels, terms=parts.terms
+        lambda session: _told(
+            checkpoints.submit(session, who.tenant, upload, display_name=display_name, labels=labels, terms=parts.terms)
         ),
     )
+
+
+def _told(row: JobRow) -> Told:
+    return Told(row, resources.job(row))
 
 
 def _refuse_other_media_type(request: Request) -> None:

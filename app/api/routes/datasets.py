@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import JsonValue
 from starlette.concurrency import run_in_threadpool
 
 from app.api import resources
-from app.api.accepted import Shown, accepted_upload, refuse_upload_early
+from app.api.accepted import Told, accepted_upload, refuse_upload_early
 from app.api.deps import (
     IdempotencyKey,
     LabelPairs,
@@ -25,6 +25,7 @@ from app.api.routes.jobs import MOST, Limit, link_next
 from app.api.schemas import Dataset, Page
 from app.contract.spec import DisplayName
 from app.core.errors import UnsupportedMediaType
+from app.db.models import JobRow
 from app.services import datasets
 from app.services.idempotency import KeyedRequest
 from app.services.multipart import boundary_of
@@ -49,7 +50,6 @@ async def upload_dataset(
     who: WriterDep,
     request: Request,
     parts: PartsDep,
-    background: BackgroundTasks,
     key: IdempotencyKey = None,
     name: DisplayName | None = None,
     label: LabelPairs = [],  # noqa: B006 - FastAPI copies it
@@ -65,14 +65,17 @@ async def upload_dataset(
     return await run_in_threadpool(
         accepted_upload,
         parts,
-        background,
         KeyedRequest(who.tenant, ROUTE, key, content),
         upload.job_id,
-        lambda session: datasets.submit(
-            session, who.tenant, upload, display_name=name, labels=labels, terms=parts.terms
+        lambda session: _told(
+            datasets.submit(session, who.tenant, upload, display_name=name, labels=labels, terms=parts.terms)
         ),
-        Shown(resources.dataset, resources.dataset_url),
+        resources.dataset_url,
     )
+
+
+def _told(row: JobRow) -> Told:
+    return Told(row, resources.dataset(row))
 
 
 def _boundary(request: Request) -> bytes | None:

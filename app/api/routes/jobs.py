@@ -15,7 +15,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
 from app.api import resources
-from app.api.accepted import accepted
+from app.api.accepted import Told, accepted
 from app.api.deps import (
     IdempotencyKey,
     Instant,
@@ -33,7 +33,7 @@ from app.api.deps import (
 from app.api.openapi import ACCEPTED, PAGE, PATCH_BODY, SPEC_BODY, problems, with_headers
 from app.api.schemas import Estimate, Event, Job, Lineage, LineageEdge, LineageJob, Page, Validation
 from app.contract.reference import JobId
-from app.contract.spec import Kind, PruneSpec, TrainSpec, all_macs
+from app.contract.spec import AnySpec, Kind, PruneSpec, TrainSpec, all_macs
 from app.contract.status import Status
 from app.core.errors import JobGone
 from app.db.jobs import Filter
@@ -75,27 +75,29 @@ PRIVATE = "private, no-cache"
 def submit(
     who: WriterDep,
     spec: SpecDep,
-    session: SessionDep,
     parts: PartsDep,
-    background: BackgroundTasks,
     key: IdempotencyKey = None,
     validate_only: Annotated[bool, Query(description="Check and resolve the spec, and store nothing.")] = False,
 ) -> Response:
     """Submit a job. It is accepted once it is stored; poll `Location` until `done`."""
     if validate_only:
-        return _validated(resolving.resolve(session, who.tenant, spec))
+        return _validated(parts, who.tenant, spec)
     # What the client has written, and no defaults: those of a newer release may be others.
-    content = spec.model_dump(mode="json", exclude_unset=True)
+    content = spec.model_dump(mode="json", exclude_unset=True) if key is not None else None
     return accepted(
-        session,
-        parts.queue,
-        background,
+        parts,
         KeyedRequest(who.tenant, "submit_job", key, content),
-        lambda: jobs.submit(session, who.tenant, spec, parts.terms),
+        lambda session: _told(jobs.submit(session, who.tenant, spec, parts.terms)),
     )
 
 
-def _validated(resolved: resolving.Resolved) -> JSONResponse:
+def _told(submitted: jobs.Submitted) -> Told:
+    return Told(submitted.row, resources.job(submitted.row, spec=submitted.spec))
+
+
+def _validated(parts: Parts, tenant: str, spec: AnySpec) -> JSONResponse:
+    with parts.sessions() as session:
+        resolved = resolving.resolve(session, tenant, spec)
     validation = Validation(spec=resolved.spec, estimate=_estimate(resolved))
     return JSONResponse(validation.model_dump(mode="json"))
 
@@ -297,7 +299,7 @@ def retry_job(
     """Run a failed job again, as its next attempt; a training goes on from its last checkpoint. A sweep retries its
     members that failed in a way that this may mend, and waits for them."""
     row = jobs.retry(session, who.tenant, job_id, parts.terms.limits)
-    background.add_task(parts.queue.wake, row.id)
+    background.add_task(parts.waker.wake, [row.id])  # after the commit
     response.headers["Retry-After"] = resources.retry_after(row.queued_at)
     return resources.job(row)
 
@@ -309,21 +311,12 @@ def retry_job(
     operation_id="rerun_job",
     responses=problems(404, 409, 410, 422) | ACCEPTED,
 )
-def rerun_job(
-    job_id: str,
-    who: WriterDep,
-    session: SessionDep,
-    parts: PartsDep,
-    background: BackgroundTasks,
-    key: IdempotencyKey = None,
-) -> Response:
+def rerun_job(job_id: str, who: WriterDep, parts: PartsDep, key: IdempotencyKey = None) -> Response:
     """Submit the spec of a job as a new one, whose `parent_job_id` is this one."""
     return accepted(
-        session,
-        parts.queue,
-        background,
+        parts,
         KeyedRequest(who.tenant, "rerun_job", key, {"job_id": job_id}),
-        lambda: jobs.rerun(session, who.tenant, job_id, parts.terms),
+        lambda session: _told(jobs.rerun(session, who.tenant, job_id, parts.terms)),
     )
 
 
