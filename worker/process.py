@@ -16,15 +16,17 @@ from worker import identity
 from worker.engine import device, memory, pipeline
 from worker.engine.data import DatasetStore
 from worker.engine.export import versions
+from worker.engine.lockstep import Together
 from worker.presence import Identity, Presence
 from worker.runner import Runtime, run_job
 
-# The job itself, its heart and the sign of life: one connection each.
+# The job itself, its heart and the sign of life: one connection each. Hearts of members that are trained together
+# share: each beat takes milliseconds.
 POOL_SIZE = 3
 
 
 class JobProcess:
-    """One job at a time, in a process of its own."""
+    """One job at a time, or some members of a sweep at once, in a process of its own."""
 
     def __init__(self, settings: Settings) -> None:
         threads = settings.worker_threads or usable_cores()
@@ -52,6 +54,7 @@ class JobProcess:
             remind=self._queue.remind,
             working_on=self._presence.working_on,
             tracer=self._traces.get_tracer(__name__),
+            together=Together(settings.worker_together, settings.worker_together_on),
         )
 
     def run(self, job_id: str) -> None:

@@ -7,18 +7,23 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from app.core.logging import said
+
 KEPT_LINES = 20
 LONGEST_LINE = 300
 
 
 class RecentLog(logging.Handler):
-    """Keeps what is logged while it listens. Messages alone, neither their fields nor tracebacks: a client reads it."""
+    """Keeps what is logged while it listens, unless it is about another job than this. Messages alone, neither their
+    fields nor tracebacks: a client reads it."""
 
-    def __init__(self) -> None:
+    def __init__(self, job_id: str) -> None:
         super().__init__()
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
         # A collector that is away is nothing of the client's.
         self.addFilter(lambda record: not record.name.startswith("opentelemetry."))
+        # Members that are trained together are at work in one process, by turns.
+        self.addFilter(lambda _: said("job_id") in (None, job_id))
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(f"{record.levelname} {record.name}: {record.getMessage()}"[:LONGEST_LINE])

@@ -285,6 +285,11 @@ class Receipt(_Document):
     )
     attempt: int = Field(1, description="The attempt that made the files; those before it were lost or handed back.")
     resumes: tuple[Resume, ...] = ()
+    together: int | None = Field(
+        None,
+        description="How many members of its sweep a GPU has trained at once, this one among them; null when it was "
+        "trained by itself. Such a result is that of a training alone to rounding, not to the bit.",
+    )
     duration_seconds: float = Field(description="Of this attempt.")
 
 

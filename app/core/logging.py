@@ -40,6 +40,11 @@ def note(**fields: object) -> None:
         known.update(fields)
 
 
+def said(name: str) -> object:
+    """What entries that are written here are about, by this name; None when nothing is said of it."""
+    return (_about.get() or {}).get(name)
+
+
 class _About(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         for name, value in (_about.get() or {}).items():

@@ -61,6 +61,10 @@ class Settings(BaseSettings):
     """These four are of a tenant that has none of its own; `none` is no limit."""
     worker_threads: Annotated[int | None, Field(ge=1)] = None
     """Torch threads of one worker; None takes all cores: with several workers on a machine, share them out."""
+    worker_together: Annotated[int, Field(ge=1, le=256)] = 16
+    """The most members of a sweep that a worker trains at once; 1 is none together."""
+    worker_together_on: Literal["gpu", "any"] = "gpu"
+    """Where: `any` is also on the CPU, which is worth it for very small networks alone."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @model_validator(mode="before")

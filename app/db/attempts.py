@@ -48,6 +48,8 @@ class Claim:
     spec: dict[str, Any]
     checkpoints: tuple[Checkpoint, ...]
     """Newest first."""
+    crashes: int
+    """Attempts that were lost with their workers."""
     traceparent: str | None
     """Of the request that submitted the job."""
 
@@ -81,9 +83,17 @@ def claim(session: Session, job_id: str, *, owner: str, lease_seconds: float) ->
     if row is None:
         return None
     write_events(session, row, [NewEvent(Status.RUNNING, {"worker": owner})])
-    checkpoints = tuple(Checkpoint(**each) for each in row.checkpoints)
-    sources = tuple(row.sources)
-    return Claim(row.id, row.attempt, row.tenant, row.sweep_id, sources, row.spec, checkpoints, row.traceparent)
+    return Claim(
+        job_id=row.id,
+        attempt=row.attempt,
+        tenant=row.tenant,
+        sweep_id=row.sweep_id,
+        sources=tuple(row.sources),
+        spec=row.spec,
+        checkpoints=tuple(Checkpoint(**each) for each in row.checkpoints),
+        crashes=row.crashes,
+        traceparent=row.traceparent,
+    )
 
 
 def beat(

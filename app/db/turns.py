@@ -7,13 +7,14 @@ equals, the older job. So the k-th job of a tenant that runs r waits on level r 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from sqlalchemy import CTE, ColumnElement, func, literal, select, text, tuple_
 from sqlalchemy.orm import Session
 
 from app.contract.status import Status
-from app.db.attempts import Claim, claim
+from app.db.attempts import Checkpoint, Claim, claim
 from app.db.clock import now
 from app.db.models import JobRow, TenantRow
 from app.db.moves import LEASED
@@ -49,6 +50,53 @@ def next_job(session: Session, *, max_running: int) -> str | None:
     )
 
 
+class Waiting(NamedTuple):
+    """A queued member of a sweep."""
+
+    spec: dict[str, Any]
+    checkpoints: tuple[Checkpoint, ...]
+    """Newest first."""
+    crashes: int
+
+
+def claim_beside(
+    session: Session,
+    first: Claim,
+    joins: Callable[[Waiting], bool],
+    *,
+    most: int,
+    owner: str,
+    lease_seconds: float,
+    max_running: int,
+) -> list[Claim]:
+    """Claim further members of the sweep of `first`, in their order, in the transaction that has claimed that one:
+    those that `joins` wants, at most so many, and no more than their tenant may still run."""
+    room = min(most, _cap(session, first.tenant, max_running) - count_running(session, first.tenant))
+    claimed: list[Claim] = []
+    if room < 1:
+        return claimed
+    queued = select(JobRow.id, JobRow.spec, JobRow.checkpoints, JobRow.crashes).where(
+        JobRow.sweep_id == first.sweep_id, _IS_QUEUED, JobRow.queue_deadline > now()
+    )
+    # Passing over what others hold: who cancels a sweep locks its members too, in another order.
+    queued = queued.order_by(JobRow.queued_at, JobRow.id).with_for_update(skip_locked=True)
+    for row in session.execute(queued).all():
+        waiting = Waiting(row.spec, tuple(Checkpoint(**each) for each in row.checkpoints), row.crashes)
+        if not joins(waiting):
+            continue
+        other = claim(session, row.id, owner=owner, lease_seconds=lease_seconds)
+        if other is not None:  # its time in the queue may have run out just then
+            claimed.append(other)
+        if len(claimed) == room:
+            break
+    return claimed
+
+
+def _cap(session: Session, tenant: str, max_running: int) -> int:
+    cap = session.scalar(select(TenantRow.max_running).where(TenantRow.name == tenant))
+    return max_running if cap is None else cap
+
+
 COUNTED = 1_000
 """Of the jobs of its own tenant that are ahead of one, no more are counted."""
 
@@ -77,10 +125,10 @@ def turn(session: Session, job_id: str, *, max_running: int) -> Turn | None:
     )
     ahead = session.scalar(select(func.count()).select_from(older.limit(COUNTED).subquery())) or 0
     running = count_running(session, job.tenant)
-    cap = session.scalar(select(TenantRow.max_running).where(TenantRow.name == job.tenant))
+    cap = _cap(session, job.tenant, max_running)
     position = _position(session, running + ahead + 1, *place)
     # It may have been begun since the first of these questions.
-    return Turn(max(1, position), ahead, running, max_running if cap is None else cap)
+    return Turn(max(1, position), ahead, running, cap)
 
 
 def _position(session: Session, level: int, *place: ColumnElement[object]) -> int:

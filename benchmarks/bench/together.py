@@ -103,7 +103,7 @@ def members(on: torch.device, count: int, epochs: int) -> list[Member]:
 
 
 def _all_at_once(given: Sequence[Member], here: Examples) -> None:
-    failures = train_together(given, here, Observer())
+    failures = train_together(given, here)
     assert not any(failures), failures
 
 

@@ -112,3 +112,57 @@ def test_what_is_cancelled_while_it_is_chosen_is_passed_by(made: Jobs, sessions:
         claim = turns.claim_next(session, owner="w", lease_seconds=LEASE, max_running=UNLIMITED)
     assert claim is not None
     assert claim.job_id == next_
+
+
+def _claim_together(
+    made: Jobs, *, most: int = 9, max_running: int = UNLIMITED, joins: Callable[[turns.Waiting], bool] = lambda _: True
+) -> list[str]:
+    with made.sessions.begin() as session:
+        terms: dict[str, Any] = {"owner": "w", "lease_seconds": LEASE, "max_running": max_running}
+        first = turns.claim_next(session, **terms)
+        assert first is not None
+        others = turns.claim_beside(session, first, joins, most=most, **terms)
+    return [claim.job_id for claim in (first, *others)]
+
+
+def test_members_of_one_sweep_are_claimed_at_once_in_their_order(made: Jobs) -> None:
+    _, ids = made.sweep([0.1, 0.2, 0.3, 0.4])
+    other, later = made.sweep(), made.queued()
+
+    assert _claim_together(made, most=2) == ids[:3]
+
+    rows = [made.row(job_id) for job_id in ids]
+    assert [(row.status, row.attempt, row.lease_owner) for row in rows] == [("running", 1, "w")] * 3 + [
+        ("queued", 0, None)
+    ]
+    assert made.events(ids[1]) == ["queued", "running"]
+    assert {made.row(job_id).status for job_id in (*other.members, later)} == {"queued"}
+
+
+def test_only_those_that_are_wanted_are_claimed_with_another(made: Jobs) -> None:
+    _, ids = made.sweep([0.1, 0.2, 0.3])
+    assert _claim_together(made, joins=lambda waiting: waiting.spec["pruning"]["threshold"] == 0.3) == [ids[0], ids[2]]
+
+
+def test_members_that_are_claimed_at_once_keep_their_tenants_cap(made: Jobs) -> None:
+    running = made.running()
+    _, ids = made.sweep([0.1, 0.2, 0.3])
+    assert _claim_together(made, max_running=3) == ids[:2]
+    assert _claim(made.sessions, max_running=3) is None
+    made.end(running, Status.SUCCEEDED)
+    assert _claim_together(made, max_running=3) == ids[2:]
+
+
+def test_members_that_somebody_else_holds_are_passed_over(made: Jobs, sessions: sessionmaker[Session]) -> None:
+    """So that a claim and a cancel of all, each of which locks many, never wait for each other."""
+    _, ids = made.sweep([0.1, 0.2, 0.3])
+    with sessions.begin() as session:
+        jobs.request_cancel(session, ids[1], "default")
+        assert _claim_together(made) == [ids[0], ids[2]]
+    assert made.row(ids[1]).status == "cancelled"
+
+
+def test_members_whose_time_in_the_queue_is_over_are_passed_over(made: Jobs) -> None:
+    _, ids = made.sweep([0.1, 0.2, 0.3])
+    made.past(ids[1], "queue_deadline")
+    assert _claim_together(made) == [ids[0], ids[2]]

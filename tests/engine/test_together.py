@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,22 +15,26 @@ from tests.engine.conftest import Listener
 from tests.engine.together import (
     MODEL,
     Keeping,
+    Power,
     alone,
     apart,
     copied,
     course,
     examples,
+    going_on,
     half_masked,
+    interrupted,
     member,
     same_bits,
     told,
 )
 from tests.specs import Document
+from worker.engine import device
 from worker.engine.errors import InvalidCheckpoint, NonFiniteLoss
 from worker.engine.model import fresh
-from worker.engine.observer import Observer
 from worker.engine.progress import Progress
-from worker.engine.resume import TogetherState, TrainingState, load_together
+from worker.engine.pruning import Mask
+from worker.engine.resume import TrainingState, load
 from worker.engine.together import Member, train_together
 from worker.engine.train import train
 
@@ -82,7 +86,7 @@ def test_every_optimizer_and_penalty_comes_to_what_it_does_alone(optimizer: Docu
     members = [member(course(seed, penalty, optimizer=optimizer)) for seed in range(3)]
     others, data = copied(members), examples()
 
-    assert train_together(members, data, Listener()) == (None, None, None)
+    assert train_together(members, data) == (None, None, None)
 
     alone(others, data)
     _agree(members, others)
@@ -104,7 +108,7 @@ def test_every_setting_comes_to_what_it_does_alone(changes: Document) -> None:
     members = [member(course(seed, {"penalty": "l1"}, **changes)) for seed in range(2)]
     others, data = copied(members), examples(30)
 
-    train_together(members, data, Listener())
+    train_together(members, data)
 
     alone(others, data)
     _agree(members, others)
@@ -124,7 +128,7 @@ def test_any_number_of_members_images_and_rates_agrees(count: int, images: int, 
     ]
     others, data = copied(members), examples(images)
 
-    train_together(members, data, Listener())
+    train_together(members, data)
 
     alone(others, data)
     _agree(members, others)
@@ -137,7 +141,7 @@ def test_in_single_precision_they_agree_to_rounding() -> None:
     ]
     begun, others, data = copied(members), copied(members), examples(dtype=torch.float32)
 
-    train_together(members, data, Listener())
+    train_together(members, data)
 
     alone(others, data)
     for ours, theirs, before in zip(members, others, begun, strict=True):
@@ -150,7 +154,7 @@ def test_the_best_epoch_is_each_members_own() -> None:
     members = [member(course(seed, epochs=6, learning_rate=0.03, select="best")) for seed in range(3)]
     others, data = copied(members), examples(100, validation=40)
 
-    train_together(members, data, Listener())
+    train_together(members, data)
 
     alone(others, data)
     for ours, theirs in zip(members, others, strict=True):
@@ -162,19 +166,17 @@ def test_the_best_epoch_is_each_members_own() -> None:
 class _Watchful(Listener):
     """Sees that nothing that a mask dropped is anything but zero, in the weights and in the optimizer's memory."""
 
-    def __init__(self, members: list[Member]) -> None:
+    def __init__(self, mask: Mask | None) -> None:
         super().__init__()
-        self._members, self.seen = members, 0
+        self._mask, self.seen = mask, 0
 
-    def checkpoint_together(self, state: object, epoch_ended: bool) -> None:
-        assert callable(state)
-        for now, watched in zip(state().members, self._members, strict=True):
-            mask = watched.progress.mask
-            for number, (name, keep) in enumerate((mask or {}).items()):
-                assert now.network[name][~keep].count_nonzero() == 0
-                for value in now.optimizer["state"].get(number, {}).values():
-                    if isinstance(value, torch.Tensor) and value.shape == keep.shape:
-                        assert value[~keep].count_nonzero() == 0
+    def checkpoint(self, state: Callable[[], TrainingState], epoch_ended: bool) -> None:
+        now = state()
+        for number, (name, keep) in enumerate((self._mask or {}).items()):
+            assert now.network[name][~keep].count_nonzero() == 0
+            for value in now.optimizer["state"].get(number, {}).values():
+                if isinstance(value, torch.Tensor) and value.shape == keep.shape:
+                    assert value[~keep].count_nonzero() == 0
         self.seen += 1
 
 
@@ -185,11 +187,14 @@ def test_each_members_mask_holds_at_every_step(optimizer: Document, penalty: Doc
     members = [
         member(course(seed, penalty, "fine_tuning", optimizer=optimizer), mask) for seed, mask in enumerate(masks)
     ]
-    others, data, watch = copied(members), examples(), _Watchful(members)
+    others, data, watches = copied(members), examples(), [_Watchful(mask) for mask in masks]
 
-    train_together(members, data, watch)
+    failures = train_together(
+        [replace(each, observer=watch) for each, watch in zip(members, watches, strict=True)], data
+    )
 
-    assert watch.seen == 6
+    assert failures == (None, None, None)
+    assert [watch.seen for watch in watches] == [6, 6, 6]
     alone(others, data)
     _agree(members, others)
 
@@ -198,7 +203,7 @@ def test_the_weights_to_rewind_to_are_kept() -> None:
     members = [member(replace(course(seed), keep_epoch=seed)) for seed in range(3)]
     others, data = copied(members), examples()
 
-    train_together(members, data, Listener())
+    train_together(members, data)
 
     alone(others, data)
     for ours, theirs in zip(members, others, strict=True):
@@ -208,22 +213,31 @@ def test_the_weights_to_rewind_to_are_kept() -> None:
             assert torch.allclose(ours.progress.early[name], tensor, atol=NEAR), name
 
 
-def test_steps_are_told_once_and_epochs_with_their_member() -> None:
-    heard = Listener()
+def test_each_hears_what_it_would_alone() -> None:
+    listeners, others = [Listener() for _ in range(2)], [Listener() for _ in range(2)]
+    for seed, other in enumerate(others):
+        alone([member(course(seed))], examples(), other)
 
-    train_together([member(course(seed)) for seed in range(2)], examples(), heard)
+    train_together([replace(member(course(seed)), observer=heard) for seed, heard in enumerate(listeners)], examples())
 
-    assert heard.steps == [(step, 6, "steps") for step in range(1, 7)]
-    told = [(kind, data["epoch"], data["member"]) for kind, data in heard.records]
-    assert told == [("epoch", 1, 0), ("epoch", 1, 1), ("epoch", 2, 0), ("epoch", 2, 1)]
+    for heard, other in zip(listeners, others, strict=True):
+        assert heard.steps == other.steps == [(step, 6, "steps") for step in range(1, 7)]
+        assert heard.heard == other.heard == ["epoch", "epoch"]
+
+
+def test_a_member_knows_how_many_they_were() -> None:
+    members = [member(course(seed)) for seed in range(3)]
+    train_together(members, examples())
+    train_together(members[:2], examples())
+    assert [each.progress.together for each in members] == [3, 3, 3]
 
 
 def test_the_same_members_come_to_the_same_bits() -> None:
     members = [member(course(seed, {"penalty": "l1"}), dtype=torch.float32) for seed in range(3)]
     again, data = copied(members), examples(dtype=torch.float32)
 
-    train_together(members, data, Listener())
-    train_together(again, data, Listener())
+    train_together(members, data)
+    train_together(again, data)
 
     assert all(same_bits(one.network, other.network) for one, other in zip(members, again, strict=True))
     assert [told(each.progress) for each in members] == [told(each.progress) for each in again]
@@ -231,7 +245,7 @@ def test_the_same_members_come_to_the_same_bits() -> None:
 
 def test_members_that_do_not_fit_together_are_refused() -> None:
     with pytest.raises(ValueError, match="member 1 differs from member 0 in batch_size"):
-        train_together([member(course(0)), member(course(1, batch_size=7))], examples(), Listener())
+        train_together([member(course(0)), member(course(1, batch_size=7))], examples())
 
 
 # One fails
@@ -249,14 +263,13 @@ def _bound_to_fail(at: str) -> Member:
 
 def test_one_member_that_fails_at_once_is_left_as_it_was_and_does_not_take_the_others_along() -> None:
     members = [member(course(0)), _bound_to_fail("first"), member(course(2))]
-    others, data, heard = copied(members), examples(), Listener()
+    others, data = copied(members), examples()
 
-    failures = train_together(members, data, heard)
+    failures = train_together(members, data)
 
     with pytest.raises(NonFiniteLoss) as failed:
         alone(others[1:2], data)
     assert [failures[0], str(failures[1]), failures[2]] == [None, str(failed.value), None]
-    assert ("failed", {"member": 1, "code": "non_finite_loss", "message": str(failed.value)}) in heard.records
     assert members[1].progress.history == []
     for ours, theirs in zip(members[1].network.parameters(), others[1].network.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -270,7 +283,7 @@ def test_one_member_that_fails_later_leaves_the_others_alone() -> None:
     members = [member(course(0, weak, **sgd)), member(course(1, strong, **{**sgd, "learning_rate": 9.0}))]
     others, data = copied(members), examples(40)
 
-    failures = train_together(members, data, Listener())
+    failures = train_together(members, data)
 
     assert failures[0] is None
     assert "training step" in str(failures[1])
@@ -282,35 +295,64 @@ def test_one_member_that_fails_later_leaves_the_others_alone() -> None:
 def test_when_all_have_failed_nothing_more_is_done() -> None:
     heard = Listener()
 
-    failures = train_together([_bound_to_fail("first")], examples(), heard)
+    failures = train_together([replace(_bound_to_fail("first"), observer=heard)], examples())
 
     assert isinstance(failures[0], NonFiniteLoss)
-    assert heard.steps[-1][0] == 3  # the epoch's; the second is not begun
+    assert (heard.steps, heard.heard) == ([], [])
 
 
 # Interrupted
 
 
-class _Impatient(Observer):
-    class Stopped(Exception):
+class _Impatient(Listener):
+    """Leaves at a step, as who was cancelled does."""
+
+    class Left(Exception):
         pass
 
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self._step = step
+
     def advance(self, completed: int, total: int, unit: str) -> None:
-        if completed == 2:
-            raise self.Stopped
+        super().advance(completed, total, unit)
+        if completed == self._step:
+            raise self.Left
 
 
-def test_an_observer_can_end_it() -> None:
-    with pytest.raises(_Impatient.Stopped):
-        train_together([member(course(seed, epochs=9)) for seed in range(2)], examples(), _Impatient())
+def test_one_that_leaves_does_not_hold_up_the_others() -> None:
+    leaving, staying = _Impatient(2), Listener()
+    members = [replace(member(course(0)), observer=leaving), replace(member(course(1)), observer=staying)]
+    others, data = copied(members), examples()
+
+    told_of: list[tuple[int, int]] = []
+
+    failures = train_together(members, data, lambda number, _: told_of.append((number, len(staying.steps))))
+
+    assert [type(each) for each in failures] == [_Impatient.Left, type(None)]
+    assert told_of == [(0, 1)]  # ahead of the other's second step
+    assert (len(leaving.steps), leaving.heard, len(staying.steps)) == (2, [], 6)
+    alone(others[1:], data)
+    _agree(members[1:], others[1:])
 
 
-def _resumed(members: list[Member], kept: TogetherState) -> list[Member]:
-    """In another process: networks anew, and the progress that was kept."""
-    return [
-        Member(fresh(MODEL, 7).float(), each.course, each.progress if isinstance(state, str) else state.progress)
-        for each, state in zip(members, kept.members, strict=True)
-    ]
+def test_when_all_have_left_it_ends() -> None:
+    members = [replace(member(course(seed, epochs=9)), observer=_Impatient(2 + seed)) for seed in range(2)]
+
+    failures = train_together(members, examples())
+
+    assert [type(each) for each in failures] == [_Impatient.Left] * 2
+    assert [each.progress.steps for each in members] == [2, 3]
+
+
+class _Ending(Listener):
+    def advance(self, completed: int, total: int, unit: str) -> None:
+        raise SystemExit
+
+
+def test_what_ends_the_process_ends_it_for_all() -> None:
+    with pytest.raises(SystemExit):
+        train_together([member(course(0)), replace(member(course(1)), observer=_Ending())], examples())
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 6])
@@ -321,82 +363,82 @@ def test_it_goes_on_from_any_step_to_the_same_bits(step: int, masked: bool, tmp_
         return [member(course(seed, {"penalty": "l1"}), masks[seed], torch.float32) for seed in range(3)]
 
     whole, cut, data = members(), members(), examples(dtype=torch.float32)
-    train_together(whole, data, Listener())
-    keeping = Keeping(step)
-    with pytest.raises(Keeping.Power):
-        train_together(cut, data, keeping)
-    assert keeping.kept is not None
-    (tmp_path / "kept.pt").write_bytes(keeping.kept.to_bytes())
-    kept = load_together(tmp_path / "kept.pt")
+    train_together(whole, data)
+    kept = interrupted(cut, data, step, tmp_path)
 
-    resumed = _resumed(cut, kept)
-    heard = Listener()
-    train_together(resumed, data, heard, resumed=kept)
+    resumed = going_on(cut, kept, fresh(MODEL, 7))
+    train_together(resumed, data)
 
-    assert [done for done, _, _ in heard.steps] == list(range(step + 1, 7))
     for ours, theirs in zip(resumed, whole, strict=True):
+        assert isinstance(ours.observer, Listener)
+        assert [done for done, _, _ in ours.observer.steps] == list(range(step + 1, 7))
         assert same_bits(ours.network, theirs.network)
         assert told(ours.progress) == told(theirs.progress)
         assert ours.progress.steps == theirs.progress.steps
 
 
-def test_a_failed_member_stays_failed_when_the_others_go_on(tmp_path: Path) -> None:
-    members = [member(course(0), dtype=torch.float32), _bound_to_fail("first")]
-    members[1].network.float()
-    whole, data = copied(members), examples(dtype=torch.float32)
-    train_together(whole, data, Listener())
-    keeping = Keeping(4)
-    with pytest.raises(Keeping.Power):
-        train_together(members, data, keeping)
-    assert keeping.kept is not None
-    (tmp_path / "kept.pt").write_bytes(keeping.kept.to_bytes())
-    kept = load_together(tmp_path / "kept.pt")
-
-    resumed = _resumed(members, kept)
-    failures = train_together(resumed, data, Listener(), resumed=kept)
-
-    assert same_bits(resumed[0].network, whole[0].network)
-    assert failures[0] is None
-    assert "training step 1" in str(failures[1])
-
-
-def test_one_member_can_go_on_alone() -> None:
-    """What is kept of a member is what its training alone would have kept."""
-    members, data = [member(course(seed)) for seed in range(2)], examples()
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+def test_one_member_can_go_on_alone(optimizer: Document, tmp_path: Path) -> None:
+    """What is kept of a member is what its training alone would have kept. Alone, tensors lie otherwise in memory."""
+    members, data = [member(course(seed, optimizer=optimizer)) for seed in range(2)], examples()
     others = copied(members)
-    keeping = Keeping(4)
-    with pytest.raises(Keeping.Power):
-        train_together(members, data, keeping)
-    assert keeping.kept is not None
-    state = keeping.kept.members[1]
-    assert isinstance(state, TrainingState)
+    state = interrupted(members, data, 4, tmp_path)[1]
 
     network = fresh(MODEL, 7).double()
+    device.place(network, torch.device("cpu"))
     train(network, data, members[1].course, state.progress, Listener(), resumed=state)
 
     alone(others[1:], data)
     assert apart(network, others[1].network) < NEAR
 
 
-def test_a_state_of_other_members_is_refused() -> None:
-    keeping = Keeping(1)
-    with pytest.raises(Keeping.Power):
-        train_together([member(course(0))], examples(), keeping)
-    assert keeping.kept is not None
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+def test_some_that_were_alone_can_go_on_together(optimizer: Document, tmp_path: Path) -> None:
+    members, data, kept = [member(course(seed, optimizer=optimizer)) for seed in range(2)], examples(), []
+    others = copied(members)
+    for each in members:
+        device.place(each.network, torch.device("cpu"))
+        keeping = Keeping(tmp_path / "kept.pt", 4)
+        with pytest.raises(Power):
+            alone([each], data, keeping)
+        kept.append(load(keeping.path))
 
-    with pytest.raises(InvalidCheckpoint, match="of 1 members, not of 2"):
-        train_together([member(course(seed)) for seed in range(2)], examples(), Listener(), resumed=keeping.kept)
-    state = keeping.kept.members[0]
-    assert isinstance(state, TrainingState)
-    state.network.pop("fc1.weight")
-    with pytest.raises(InvalidCheckpoint, match="member 0 is of another network"):
-        train_together([member(course(0))], examples(), Listener(), resumed=keeping.kept)
+    resumed = going_on(members, kept, fresh(MODEL, 7).double())
+    train_together(resumed, data)
+
+    alone(others, data)
+    _agree(resumed, others)
+
+
+def test_some_of_them_can_go_on_together(tmp_path: Path) -> None:
+    members, data = [member(course(seed)) for seed in range(3)], examples()
+    others = copied(members)
+    kept = interrupted(members, data, 4, tmp_path)
+
+    resumed = going_on(members[1:], kept[1:], fresh(MODEL, 7).double())
+    train_together(resumed, data)
+
+    alone(others[1:], data)
+    _agree(resumed, others[1:])
+
+
+def test_states_of_other_steps_and_networks_are_refused(tmp_path: Path) -> None:
+    members, data, like = [member(course(seed)) for seed in range(2)], examples(), fresh(MODEL, 7).double()
+    first, second = going_on(members, interrupted(members, data, 1, tmp_path), like)
+    assert second.resumed is not None
+
+    for other in (members[1], replace(second, resumed=replace(second.resumed, step=2))):
+        with pytest.raises(ValueError, match="member 1 goes on from another step"):
+            train_together([first, other], data)
+    second.resumed.network.pop("fc1.weight")
+    with pytest.raises(InvalidCheckpoint, match="member 1 is of another network"):
+        train_together([first, second], data)
 
 
 def test_nothing_of_the_progress_before_is_lost() -> None:
     members = [Member(fresh(MODEL, 0).double(), course(0, name="fine_tuning"), Progress(steps=40))]
 
-    train_together(members, examples(), Listener())
+    train_together(members, examples())
 
     assert members[0].progress.steps == 46
     assert [each.course for each in members[0].progress.history] == ["fine_tuning"] * 2

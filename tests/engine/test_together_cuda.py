@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from app.contract.spec import ModelSpec
 from tests.engine.conftest import Listener
-from tests.engine.together import DIGITS, alone, apart, copied, course, half_masked, same_bits
+from tests.engine.together import DIGITS, alone, apart, copied, course, going_on, half_masked, interrupted, same_bits
 from tests.specs import Document
 from worker.engine.convolve import convolved
 from worker.engine.errors import NonFiniteLoss
@@ -18,10 +19,9 @@ from worker.engine.model import fresh
 from worker.engine.normalize import Affine, Running, normalized
 from worker.engine.progress import Progress
 from worker.engine.pruning import Mask
-from worker.engine.resume import TogetherState
 from worker.engine.seeding import reproducible
 from worker.engine.together import Member, train_together, way
-from worker.engine.train import Examples
+from worker.engine.train import Examples, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that CUDA drives")
 
@@ -133,7 +133,7 @@ def test_a_training_is_that_of_each_alone_to_rounding(changes: Document, penalty
     members = _members(penalty, masks, epochs=2, **changes)
     others, data = copied(members), _examples()
 
-    assert train_together(members, data, Listener()) == (None, None, None)
+    assert train_together(members, data) == (None, None, None)
 
     alone(others, data)
     for ours, theirs in zip(members, others, strict=True):
@@ -149,35 +149,35 @@ def test_the_same_members_come_to_the_same_bits() -> None:
     members = _members({"penalty": "l1"})
     again, data = copied(members), _examples()
 
-    train_together(members, data, Listener())
-    train_together(again, data, Listener())
+    train_together(members, data)
+    train_together(again, data)
 
     assert all(same_bits(one.network, other.network) for one, other in zip(members, again, strict=True))
 
 
-class _Keeping(Listener):
-    def checkpoint_together(self, state: object, epoch_ended: bool) -> None:
-        assert callable(state)
-        if self.steps[-1][0] == 13:
-            self.kept: TogetherState = state()
-            raise InterruptedError
-
-
-def test_it_goes_on_to_the_same_bits() -> None:
+def test_it_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     members = _members({"penalty": "l1"})
-    whole, data, keeping = copied(members), _examples(), _Keeping()
-    train_together(whole, data, Listener())
-    with pytest.raises(InterruptedError):
-        train_together(members, data, keeping)
+    whole, data = copied(members), _examples()
+    train_together(whole, data)
+    kept = interrupted(members, data, 13, tmp_path)
 
-    resumed = [
-        Member(fresh(MODEL, 9).to(CUDA), each.course, state.progress)
-        for each, state in zip(members, keeping.kept.members, strict=True)
-        if not isinstance(state, str)
-    ]
-    train_together(resumed, data, Listener(), resumed=keeping.kept)
+    resumed = going_on(members, kept, fresh(MODEL, 9).to(CUDA))
+    train_together(resumed, data)
 
     assert all(same_bits(one.network, other.network) for one, other in zip(resumed, whole, strict=True))
+
+
+def test_one_goes_on_alone(tmp_path: Path) -> None:
+    members, data = _members({"penalty": "l1"}), _examples()
+    others = copied(members)
+    state = interrupted(members, data, 13, tmp_path)[1]
+
+    network = fresh(MODEL, 9).to(CUDA)
+    train(network, data, members[1].course, state.progress, Listener(), resumed=state)
+
+    alone(others[1:2], data)
+    ours, theirs = state.progress.history[-1], others[1].progress.history[-1]
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-3)
 
 
 def test_one_that_fails_does_not_take_the_others_along() -> None:
@@ -186,11 +186,11 @@ def test_one_that_fails_does_not_take_the_others_along() -> None:
     with torch.no_grad():
         next(members[1].network.parameters()).fill_(torch.nan)
 
-    failures = train_together(members, data, Listener())
+    failures = train_together(members, data)
 
     assert [type(each) for each in failures] == [type(None), NonFiniteLoss, type(None)]
     assert len(members[1].progress.history) == 0
-    train_together(others, data, Listener())
+    train_together(others, data)
     for number in (0, 2):
         assert apart(members[number].network, others[number].network) == 0
 

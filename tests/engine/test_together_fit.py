@@ -62,5 +62,6 @@ def test_a_gpu_trains_them_together_and_a_cpu_does_not() -> None:
 
     assert way(courses, CUDA).together
     assert not way(courses, CPU).together
+    assert way(courses, CPU, "any").together
     assert not way(courses[:1], CUDA).together
     assert way([course(0), course(1, L1)], CUDA) == (False, "member 1 has another kind of penalty than member 0")

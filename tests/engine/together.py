@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +23,9 @@ from worker.engine.observer import Observer
 from worker.engine.plan import Course
 from worker.engine.progress import Progress
 from worker.engine.pruning import Mask
-from worker.engine.resume import TogetherState
+from worker.engine.resume import TrainingState, load
 from worker.engine.seeding import generator
-from worker.engine.together import Member
+from worker.engine.together import Member, train_together
 from worker.engine.train import Examples, train
 
 DIGITS = DatasetStore(None).load(DatasetName.DIGITS)
@@ -76,22 +78,37 @@ def told(progress: Progress) -> list[Document]:
     return [each.model_dump(exclude={"seconds"}) for each in progress.history]
 
 
+class Power(Exception):
+    """The power went."""
+
+
 class Keeping(Listener):
-    """Keeps what a training could go on from, at one step; and ends it there when told to."""
+    """Keeps in a file what a training could go on from, at one step, where the power goes."""
 
-    class Power(Exception):
-        """The power went."""
-
-    def __init__(self, step: int, *, ends: bool = True) -> None:
+    def __init__(self, path: Path, step: int) -> None:
         super().__init__()
-        self._step, self._ends = step, ends
-        self.kept: TogetherState | None = None
+        self.path, self._step = path, step
 
-    def checkpoint_together(self, state: Callable[[], TogetherState], epoch_ended: bool) -> None:
+    def checkpoint(self, state: Callable[[], TrainingState], epoch_ended: bool) -> None:
         if self.steps[-1][0] == self._step:
-            self.kept = state()
-            if self._ends:
-                raise self.Power
+            self.path.write_bytes(state().to_bytes())
+            raise Power
+
+
+def interrupted(members: Sequence[Member], data: Examples, step: int, folder: Path) -> list[TrainingState]:
+    """What was kept of each when the power went."""
+    paths = [folder / f"{number}.pt" for number in range(len(members))]
+    cut = [replace(each, observer=Keeping(path, step)) for each, path in zip(members, paths, strict=True)]
+    assert [type(each) for each in train_together(cut, data)] == [Power] * len(cut)
+    return [load(path) for path in paths]
+
+
+def going_on(members: Sequence[Member], kept: Sequence[TrainingState], like: nn.Module) -> list[Member]:
+    """In another process: networks anew, and the progress that was kept."""
+    return [
+        Member(copy.deepcopy(like), each.course, state.progress, Listener(), resumed=state)
+        for each, state in zip(members, kept, strict=True)
+    ]
 
 
 def same_bits(ours: nn.Module, theirs: nn.Module) -> bool:

@@ -1,13 +1,15 @@
-"""Carries out a plan on a network: trains, prunes, measures; from the beginning, or from where another attempt was."""
+"""Carries out a plan on a network: prunes, measures, and asks for its courses of training; from the beginning, or from
+where another attempt was."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from app.contract.reference import CheckpointRef
 from app.contract.status import Phase
@@ -15,13 +17,17 @@ from worker.engine.data import Dataset
 from worker.engine.evaluate import evaluate
 from worker.engine.model import Cnn
 from worker.engine.observer import Observer
+from worker.engine.placed import Placed
 from worker.engine.plan import Course, Cut, Stage
 from worker.engine.progress import Progress, state_of
 from worker.engine.pruning import Mask, needs_gradients, prune, thresholds
 from worker.engine.pruning.gradients import gradients_for
 from worker.engine.recalibrate import recalibrate
 from worker.engine.resume import Origin, TrainingState
-from worker.engine.train import Examples, train
+from worker.engine.together import Member
+from worker.engine.train import Examples
+
+T = TypeVar("T")
 
 BEFORE, PRUNED, AFTER = "before_pruning", "after_pruning", "after_fine_tuning"
 """The points of a run at which it is measured on the test images."""
@@ -37,6 +43,7 @@ class Candidate:
     device: torch.device
     teachers: Mapping[CheckpointRef, nn.Module]
     """On the device too, by what the courses call them."""
+    placed: Placed
 
     def teacher(self, course: Course) -> nn.Module | None:
         distillation = course.settings.distillation
@@ -44,8 +51,25 @@ class Candidate:
 
     def examples(self) -> Examples:
         """The training images, without those for validation."""
-        train_part, validation = self.dataset.split(self.validation_images)
-        return Examples(*(tensor.to(self.device) for tensor in (*train_part, *validation)))
+        return self.placed.examples(self.dataset, self.validation_images, self.device)
+
+    def test(self) -> tuple[Tensor, Tensor]:
+        """Images and labels."""
+        return self.placed.test(self.dataset, self.device)
+
+
+class Training(NamedTuple):
+    """A course that a run has come to, and waits for."""
+
+    member: Member
+    examples: Examples
+    teacher: nn.Module | None
+    memory: int
+    """Bytes that it takes, roughly, beside what is there anyway."""
+
+
+Steps: TypeAlias = Generator[Training, None, T]
+"""A run: it yields each training that is to be done before it goes on, and is told by `throw` what ended one early."""
 
 
 def execute(
@@ -55,14 +79,14 @@ def execute(
     observer: Observer,
     origin: Origin,
     resumed: TrainingState | None,
-) -> None:
+    memory: int,
+) -> Steps[None]:
     """Do what the stages say to the candidate's network, and note in `progress` what came of it. `resumed` is the
-    state that `progress` is of.
+    state that `progress` is of; `memory` is what each training takes.
 
     Afterwards the network is what is to be published, with zeros wherever the mask holds. `accuracies` has BEFORE and,
     when something was pruned, PRUNED, and AFTER when training followed.
     """
-    network = candidate.network
     examples = candidate.examples() if any(map(_needs_examples, stages)) else None
     for number, stage in enumerate(stages):
         if number < progress.stage:
@@ -74,7 +98,8 @@ def execute(
         assert examples is not None
         observer.enter(stage.phase)
         of_this = resumed if resumed is not None and resumed.progress.stage == number else None
-        train(network, examples, stage, progress, observer, origin, of_this, candidate.teacher(stage))
+        member = Member(candidate.network, stage, progress, observer, origin, of_this)
+        yield Training(member, examples, candidate.teacher(stage), memory)
         resumed = None
         if stage.gradual is not None:
             _end_gradual(stage, candidate, examples, progress, observer)
@@ -143,7 +168,6 @@ def _conclude(stages: Sequence[Stage], candidate: Candidate, progress: Progress,
 
 def _measure(network: nn.Module, point: str, candidate: Candidate, progress: Progress, observer: Observer) -> None:
     observer.enter(Phase.EVALUATING)
-    dataset, device = candidate.dataset, candidate.device
-    measured = evaluate(network, dataset.test_images.to(device), dataset.test_labels.to(device), observer)
+    measured = evaluate(network, *candidate.test(), observer)
     progress.accuracies[point], progress.predictions[point] = measured
     observer.record("evaluated", {"stage": point} | measured.accuracy.model_dump(mode="json"))

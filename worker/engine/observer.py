@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pydantic import JsonValue
 
 from app.contract.status import Phase
-from worker.engine.resume import TogetherState, TrainingState
+from worker.engine.resume import TrainingState
 
 
 class Observer:
@@ -28,9 +28,6 @@ class Observer:
 
     def checkpoint(self, state: Callable[[], TrainingState], epoch_ended: bool) -> None:
         """After every training step. To be able to go on from here later, call `state` now and keep what it gives."""
-
-    def checkpoint_together(self, state: Callable[[], TogetherState], epoch_ended: bool) -> None:
-        """The same of members that are trained together, whose records and steps are heard of likewise."""
 
 
 class Quiet(Observer):

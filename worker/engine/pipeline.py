@@ -1,20 +1,20 @@
-"""The single door: a resolved spec in, a folder of artifacts and a short result out."""
+"""The single door: a resolved spec in, a folder of artifacts and a short result out. A run is made of steps, so that
+several can be made at once."""
 
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Required, TypedDict, Unpack
 
 import torch
 
 from app.contract.artifacts import DATASET
 from app.contract.network import Ends
 from app.contract.reference import CheckpointRef
-from app.contract.report import Receipt, Report, Resume, Sensitivity
+from app.contract.report import Resume, Sensitivity
 from app.contract.result import CompareResult, DatasetResult, ImportResult, NetworkResult, Result, SweepResult
 from app.contract.spec import (
     CompareSpec,
@@ -31,7 +31,7 @@ from app.contract.spec import (
     taught,
 )
 from app.contract.status import Phase
-from app.contract.training import FineTuningSpec, TrainingSpec
+from app.contract.training import TrainingSpec
 from worker.engine import checkpoint, dataset_file, device, memory
 from worker.engine.artifacts import Outcome, network_files, parameters_of
 from worker.engine.compare import comparison_files, read_jobs
@@ -39,16 +39,19 @@ from worker.engine.data import Dataset, DatasetStore, digest
 from worker.engine.dataset_upload import read_apart
 from worker.engine.errors import InvalidCheckpoint, translated
 from worker.engine.evidence import PROBES
-from worker.engine.execute import AFTER, BEFORE, PRUNED, Candidate, execute
-from worker.engine.export import file_sha256, publish, versions
+from worker.engine.execute import AFTER, BEFORE, PRUNED, Candidate, Steps, execute
+from worker.engine.export import file_sha256, publish
 from worker.engine.frontier import MemberJob, frontier_files, read_frontier, result_of
 from worker.engine.importing import read_upload
+from worker.engine.lockstep import Whole, carry_out
 from worker.engine.model import Cnn, fresh
 from worker.engine.observer import Observer
+from worker.engine.placed import Placed
 from worker.engine.plan import Course, plan
 from worker.engine.progress import Progress, state_of
 from worker.engine.pruning import Mask
 from worker.engine.resources import (
+    memory_beside,
     refuse_dataset_that_does_not_fit,
     refuse_import_that_does_not_fit,
     refuse_what_does_not_fit,
@@ -57,13 +60,38 @@ from worker.engine.resume import Origin, Recovery
 from worker.engine.seeding import reproducible
 from worker.engine.sensitivity import sensitivity
 from worker.engine.train import Examples, train
+from worker.engine.workplace import Content, Inputs, Workplace, network_result, receipt
 
-Inputs = Mapping[str, Path]
 _SILENT = Observer()
 _FRESH = Recovery()
 
 
-def run(
+class Given(TypedDict, total=False):
+    """What a run works with."""
+
+    datasets: Required[DatasetStore]
+    inputs: Required[Inputs]
+    """The folder with the artifacts of each job that the spec names."""
+    out: Required[Path]
+    """An existing empty folder."""
+    upload: Path
+    """The file that an import is about."""
+    members: Sequence[MemberJob]
+    """A sweep's, in their order."""
+    observer: Observer
+    recovery: Recovery
+    """A training goes on from the newest checkpoint of it that is whole."""
+
+
+def run(spec: StoredSpec, **given: Unpack[Given]) -> Result:
+    """Run a resolved spec and write its artifacts into `out`; the manifest comes last. Raises `EngineError`, or
+    whatever the observer raised."""
+    whole = Whole(steps(spec, **given))
+    carry_out([whole])
+    return whole.result()
+
+
+def steps(
     spec: StoredSpec,
     *,
     datasets: DatasetStore,
@@ -73,29 +101,24 @@ def run(
     members: Sequence[MemberJob] = (),
     observer: Observer = _SILENT,
     recovery: Recovery = _FRESH,
-) -> Result:
-    """Run a resolved spec and write its artifacts into `out`, an existing empty folder; the manifest comes last.
-
-    `inputs` leads from each job that the spec names to the folder with that job's artifacts; `upload` is the file that
-    an import is about, and `members` are a sweep's, in their order. A training goes on from the newest checkpoint of
-    `recovery` that is whole. Raises `EngineError`, or whatever the observer raised.
-    """
+    placed: Placed | None = None,
+) -> Steps[Result]:
+    """The same for `carry_out`, which does the trainings. Runs that may be trained together share `placed`."""
     memory.keep_freed()
     with translated():
-        stage = _Stage(torch.device("cpu"), datasets, inputs, out, observer, recovery)
+        at = Workplace(torch.device("cpu"), datasets, inputs, out, observer, recovery, placed or Placed())
         if isinstance(spec, UploadSpec):
             if upload is None:
                 raise ValueError("an import needs the file that was uploaded")
-            return _import(spec, upload, stage) if isinstance(spec, ImportSpec) else _receive(spec, upload, stage)
+            return _import(spec, upload, at) if isinstance(spec, ImportSpec) else _receive(spec, upload, at)
         if isinstance(spec, CompareSpec):
-            return _compare(spec, stage)
+            return _compare(spec, at)
         if isinstance(spec, SweepSpec):
-            return _sweep(spec, members, stage)
+            return _sweep(spec, members, at)
         # A prune job has no wishes about its device.
         wanted = spec.training.device if isinstance(spec, TrainSpec) else "auto"
-        stage = replace(stage, device=device.choose(wanted))
-        with reproducible(stage.device):
-            return _train(spec, stage) if isinstance(spec, TrainSpec) else _prune(spec, stage)
+        at = replace(at, device=device.choose(wanted))
+        return (yield from _train(spec, at) if isinstance(spec, TrainSpec) else _prune(spec, at))
 
 
 def warm_up() -> None:
@@ -115,41 +138,24 @@ def warm_up() -> None:
         train(network, examples, course, Progress(), _SILENT)
 
 
-@dataclass(frozen=True, eq=False)
-class _Stage:
-    """What a run has at hand."""
-
-    device: torch.device
-    datasets: DatasetStore
-    inputs: Inputs
-    out: Path
-    observer: Observer
-    recovery: Recovery
-    started: float = field(default_factory=time.perf_counter)
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
-
-
-def _train(spec: TrainSpec, stage: _Stage) -> NetworkResult:
-    dataset = _load_data(spec.dataset, stage)
+def _train(spec: TrainSpec, at: Workplace) -> Steps[NetworkResult]:
+    dataset = _load_data(spec.dataset, at)
     if spec.initial is None:
         begun = _Network(spec.model, fresh(spec.model, spec.training.seed, dataset.shape.ends), {})
     else:
-        begun = _read_network(spec.initial, stage.inputs, dataset.shape.ends, spec.model)
-    return _carry_out(spec, begun, dataset, stage)
+        begun = _read_network(spec.initial, at.inputs, dataset.shape.ends, spec.model)
+    return (yield from _carry_out(spec, begun, dataset, at))
 
 
-def _prune(spec: PruneSpec, stage: _Stage) -> NetworkResult:
+def _prune(spec: PruneSpec, at: Workplace) -> Steps[NetworkResult]:
     if spec.dataset is None:
         raise ValueError("the prune spec is not resolved: its dataset is still to be taken from the source")
-    dataset = _load_data(spec.dataset, stage)
-    begun = _read_network(spec.source, stage.inputs, dataset.shape.ends)
+    dataset = _load_data(spec.dataset, at)
+    begun = _read_network(spec.source, at.inputs, dataset.shape.ends)
     # What an earlier pruning left at zero stays there. The dense network of a job has lost nothing yet.
     pruned = spec.source.artifact == "model.safetensors"
     mask = Mask.of_nonzero(dict(begun.network.named_parameters())) if pruned else None
-    return _carry_out(spec, begun, dataset, stage, mask)
+    return (yield from _carry_out(spec, begun, dataset, at, mask))
 
 
 class _Network(NamedTuple):
@@ -162,38 +168,38 @@ class _Network(NamedTuple):
 
 
 def _carry_out(
-    spec: TrainSpec | PruneSpec, begun: _Network, dataset: Dataset, stage: _Stage, mask: Mask | None = None
-) -> NetworkResult:
+    spec: TrainSpec | PruneSpec, begun: _Network, dataset: Dataset, at: Workplace, mask: Mask | None = None
+) -> Steps[NetworkResult]:
     """Train, prune and measure as the spec wants, then publish."""
     assert spec.dataset is not None
     model, shape = begun.model, dataset.shape
-    teachers = _teachers(spec, shape.ends, stage)
+    teachers = _teachers(spec, shape.ends, at)
     stages = plan(spec, model.shapes(shape.ends), mask)
-    _refuse_precision(spec, stage.device)
+    _refuse_precision(spec, at.device)
     copied = dataset.train_images.numel() if spec.dataset.validation_images else 0
-    if stage.device.type == "cuda":  # all images are to lie there
+    if at.device.type == "cuda":  # all images are to lie there
         copied = dataset.train_images.numel() + dataset.test_images.numel()
     widths = [each.model for each in teachers.values()]
-    refuse_what_does_not_fit(model, stages, stage.device, stage.out, shape, copied, widths)
-    resumed = stage.recovery.latest(dataset.sha256)
-    resumes = stage.recovery.resumes(resumed)
+    refuse_what_does_not_fit(model, stages, at.device, at.out, shape, copied, widths)
+    resumed = at.recovery.latest(dataset.sha256)
+    resumes = at.recovery.resumes(resumed)
     if resumed is not None:
-        stage.observer.record("resumed", {"step": resumes[-1].step})
+        at.observer.record("resumed", {"step": resumes[-1].step})
         torch.set_num_threads(resumed.origin.threads)  # with more or fewer, sums come out in another order
-    origin = Origin(
-        dataset.sha256, resumes, device.name_of(stage.device), torch.get_num_threads(), str(torch.__version__)
-    )
+    origin = Origin(dataset.sha256, resumes, device.name_of(at.device), torch.get_num_threads(), str(torch.__version__))
     networks = (begun, *teachers.values())
     for each in networks:
-        device.place(each.network, stage.device)
+        device.place(each.network, at.device)
     taught_by = {ref: each.network for ref, each in teachers.items()}
-    candidate = Candidate(begun.network, dataset, spec.dataset.validation_images, stage.device, taught_by)
+    validation_images = spec.dataset.validation_images
+    candidate = Candidate(begun.network, dataset, validation_images, at.device, taught_by, at.placed)
     progress = resumed.progress if resumed is not None else Progress(mask=mask)
-    execute(stages, candidate, progress, stage.observer, origin, resumed)
+    beside = memory_beside(model, stages, at.device, shape)
+    yield from execute(stages, candidate, progress, at.observer, origin, resumed, beside)
     read = {name: sha256 for each in networks for name, sha256 in each.read.items()}
     if spec.dataset.id is not None:
-        read[f"{spec.dataset.id}/{DATASET}"] = file_sha256(stage.inputs[spec.dataset.id] / DATASET)
-    return _publish(spec, model, candidate, progress, read, resumes, stage)
+        read[f"{spec.dataset.id}/{DATASET}"] = file_sha256(at.inputs[spec.dataset.id] / DATASET)
+    return _publish(spec, model, candidate, progress, read, resumes, at)
 
 
 def _refuse_precision(spec: TrainSpec | PruneSpec, on: torch.device) -> None:
@@ -203,10 +209,10 @@ def _refuse_precision(spec: TrainSpec | PruneSpec, on: torch.device) -> None:
             device.refuse_what_it_lacks(course.precision, on)
 
 
-def _teachers(spec: TrainSpec | PruneSpec, ends: Ends, stage: _Stage) -> Mapping[CheckpointRef, _Network]:
+def _teachers(spec: TrainSpec | PruneSpec, ends: Ends, at: Workplace) -> Mapping[CheckpointRef, _Network]:
     """Of all courses; they look at images and are not trained."""
     refs = dict.fromkeys(each.teacher for each in taught(spec))
-    teachers = {ref: _read_network(ref, stage.inputs, ends) for ref in refs}
+    teachers = {ref: _read_network(ref, at.inputs, ends) for ref in refs}
     for each in teachers.values():
         each.network.eval().requires_grad_(False)
     return teachers
@@ -219,10 +225,10 @@ def _publish(
     progress: Progress,
     read: Mapping[str, str],
     resumes: tuple[Resume, ...],
-    stage: _Stage,
+    at: Workplace,
 ) -> NetworkResult:
-    told = _sensitivity(spec.sensitivity, candidate, progress, stage) if spec.sensitivity is not None else None
-    stage.observer.enter(Phase.REPORTING)
+    told = _sensitivity(spec.sensitivity, candidate, progress, at) if spec.sensitivity is not None else None
+    at.observer.enter(Phase.REPORTING)
     after, accuracies, predictions = state_of(candidate.network), progress.accuracies, progress.predictions
     last = next(point for point in (AFTER, PRUNED, BEFORE) if point in accuracies)
     outcome = Outcome(
@@ -243,46 +249,47 @@ def _publish(
     )
     report, files = network_files(spec, outcome, progress.history)
     if spec.pruning is not None:
-        stage.observer.record("pruned", report.total.model_dump(mode="json", include=_PRUNED_FACTS))
+        at.observer.record("pruned", report.total.model_dump(mode="json", include=_PRUNED_FACTS))
     course = spec.training if isinstance(spec, TrainSpec) else spec.fine_tuning
-    dataset = _Content(candidate.dataset.name, candidate.dataset.sha256)
-    publish(stage.out, files, _receipt(spec, stage, read, dataset, course=course, resumes=resumes))
-    return _result(report, candidate.dataset, stage)
+    dataset = Content(candidate.dataset.name, candidate.dataset.sha256)
+    together = progress.together
+    published = receipt(spec, at, read, dataset, course=course, resumes=resumes, together=together)
+    publish(at.out, files, published)
+    return network_result(report, candidate.dataset, at)
 
 
-def _sensitivity(spec: SensitivitySpec, candidate: Candidate, progress: Progress, stage: _Stage) -> Sensitivity:
+def _sensitivity(spec: SensitivitySpec, candidate: Candidate, progress: Progress, at: Workplace) -> Sensitivity:
     """Of the network as it was when its pruning began."""
-    stage.observer.enter(Phase.EVALUATING)
+    at.observer.enter(Phase.EVALUATING)
     network, examples = copy.deepcopy(candidate.network), candidate.examples()
     if progress.dense is not None:
         network.load_state_dict(progress.dense)
     validation = len(examples.validation_labels) > 0
-    test = candidate.dataset.test_images.to(stage.device), candidate.dataset.test_labels.to(stage.device)
-    images, labels = (examples.validation_images, examples.validation_labels) if validation else test
-    return sensitivity(network, spec, images, labels, validation=validation, observer=stage.observer)
+    images, labels = (examples.validation_images, examples.validation_labels) if validation else candidate.test()
+    return sensitivity(network, spec, images, labels, validation=validation, observer=at.observer)
 
 
 _PRUNED_FACTS = {"nonzero_before", "nonzero_after", "sparsity", "emptied"}
 
 
-def _compare(spec: CompareSpec, stage: _Stage) -> CompareResult:
-    stage.observer.enter(Phase.REPORTING)
-    comparison, read = read_jobs(spec.jobs, stage.inputs)
-    publish(stage.out, comparison_files(comparison), _receipt(spec, stage, read))
+def _compare(spec: CompareSpec, at: Workplace) -> CompareResult:
+    at.observer.enter(Phase.REPORTING)
+    comparison, read = read_jobs(spec.jobs, at.inputs)
+    publish(at.out, comparison_files(comparison), receipt(spec, at, read))
     return CompareResult(kind="compare", jobs=spec.jobs)
 
 
-def _sweep(spec: SweepSpec, members: Sequence[MemberJob], stage: _Stage) -> SweepResult:
-    stage.observer.enter(Phase.REPORTING)
-    frontier, read = read_frontier(spec, members, stage.inputs, stage.observer)
-    publish(stage.out, frontier_files(frontier, spec.display_name), _receipt(spec, stage, read))
+def _sweep(spec: SweepSpec, members: Sequence[MemberJob], at: Workplace) -> SweepResult:
+    at.observer.enter(Phase.REPORTING)
+    frontier, read = read_frontier(spec, members, at.inputs, at.observer)
+    publish(at.out, frontier_files(frontier, spec.display_name), receipt(spec, at, read))
     return result_of(frontier)
 
 
-def _import(spec: ImportSpec, upload: Path, stage: _Stage) -> ImportResult:
-    stage.observer.enter(Phase.IMPORTING)
-    refuse_import_that_does_not_fit(spec.size, stage.out)
-    (model, ends), state = read_upload(spec, upload, stage.out, stage.observer)
+def _import(spec: ImportSpec, upload: Path, at: Workplace) -> ImportResult:
+    at.observer.enter(Phase.IMPORTING)
+    refuse_import_that_does_not_fit(spec.size, at.out)
+    (model, ends), state = read_upload(spec, upload, at.out, at.observer)
     result = ImportResult(
         kind="import",
         channels=model.channels,
@@ -296,19 +303,19 @@ def _import(spec: ImportSpec, upload: Path, stage: _Stage) -> ImportResult:
         size=spec.size,
         sha256=spec.sha256,
     )
-    stage.observer.record("imported", result.model_dump(mode="json", include=_IMPORTED_FACTS))
+    at.observer.record("imported", result.model_dump(mode="json", include=_IMPORTED_FACTS))
     files = {"model.safetensors": checkpoint.to_safetensors(state), "model.pt": checkpoint.to_torch(state)}
-    publish(stage.out, files, _receipt(spec, stage, {"upload": file_sha256(upload)}))
+    publish(at.out, files, receipt(spec, at, {"upload": file_sha256(upload)}))
     return result
 
 
 _IMPORTED_FACTS = {"channels", "hidden", "parameters", "nonzero"}
 
 
-def _receive(spec: DatasetImportSpec, upload: Path, stage: _Stage) -> DatasetResult:
-    stage.observer.enter(Phase.IMPORTING)
-    kept = stage.out / DATASET
-    read_apart(spec, upload, kept, stage.observer.check)
+def _receive(spec: DatasetImportSpec, upload: Path, at: Workplace) -> DatasetResult:
+    at.observer.enter(Phase.IMPORTING)
+    kept = at.out / DATASET
+    read_apart(spec, upload, kept, at.observer.check)
     # Read anew: what the other process was made to write is believed no more than the upload.
     arrays, about = dataset_file.read(kept)
     result = DatasetResult(
@@ -320,20 +327,20 @@ def _receive(spec: DatasetImportSpec, upload: Path, stage: _Stage) -> DatasetRes
         size=spec.size,
         sha256=spec.sha256,
     )
-    stage.observer.record("imported", result.model_dump(mode="json", include={"format", "facts", "dataset_sha256"}))
-    content = _Content(None, result.dataset_sha256)
-    publish(stage.out, {}, _receipt(spec, stage, {"upload": file_sha256(upload)}, content), written=[DATASET])
+    at.observer.record("imported", result.model_dump(mode="json", include={"format", "facts", "dataset_sha256"}))
+    content = Content(None, result.dataset_sha256)
+    publish(at.out, {}, receipt(spec, at, {"upload": file_sha256(upload)}, content), written=[DATASET])
     return result
 
 
-def _load_data(dataset: DatasetSpec, stage: _Stage) -> Dataset:
-    stage.observer.enter(Phase.PREPARING_DATA)
+def _load_data(dataset: DatasetSpec, at: Workplace) -> Dataset:
+    at.observer.enter(Phase.PREPARING_DATA)
     if dataset.name is not None:
-        return stage.datasets.load(dataset.name)
+        return at.datasets.load(dataset.name)
     assert dataset.id is not None  # one of the two
-    path = stage.inputs[dataset.id] / DATASET
+    path = at.inputs[dataset.id] / DATASET
     refuse_dataset_that_does_not_fit(path)
-    return stage.datasets.read(dataset.id, path)
+    return at.datasets.read(dataset.id, path)
 
 
 def _read_network(ref: CheckpointRef, inputs: Inputs, ends: Ends, model: ModelSpec | None = None) -> _Network:
@@ -345,61 +352,3 @@ def _read_network(ref: CheckpointRef, inputs: Inputs, ends: Ends, model: ModelSp
     network = Cnn(found.channels, found.hidden, ends)
     network.load_state_dict(state)
     return _Network(found, network, {f"{ref.job_id}/{ref.artifact}": file_sha256(path)})
-
-
-def _result(report: Report, dataset: Dataset, stage: _Stage) -> NetworkResult:
-    return NetworkResult(
-        kind=report.kind,
-        image_channels=dataset.shape.channels,
-        features=dataset.shape.features,
-        classes=dataset.shape.classes,
-        accuracy_before=report.accuracy_before.accuracy,
-        accuracy_after=report.accuracy_after.accuracy,
-        parameters=report.total.parameters,
-        nonzero_before=report.total.nonzero_before,
-        nonzero_after=report.total.nonzero_after,
-        sparsity=report.total.sparsity,
-        emptied=report.total.emptied,
-        threshold=report.threshold,
-        compact_parameters=report.compact and report.compact.parameters,
-        dataset=dataset.name,
-        dataset_sha256=dataset.sha256,
-        device=stage.device.type,
-        engine_seconds=stage.seconds,
-    )
-
-
-class _Content(NamedTuple):
-    """What a data set is called, and its digest."""
-
-    name: str | None = None
-    sha256: str | None = None
-
-
-_NO_DATA = _Content()
-
-
-def _receipt(
-    spec: StoredSpec,
-    stage: _Stage,
-    read: Mapping[str, str],
-    dataset: _Content = _NO_DATA,
-    *,
-    course: FineTuningSpec | None = None,
-    resumes: tuple[Resume, ...] = (),
-) -> Receipt:
-    return Receipt(
-        spec=spec.model_dump(mode="json"),
-        seed=None if course is None else course.seed,
-        precision=None if course is None else course.precision,
-        dataset=dataset.name,
-        dataset_sha256=dataset.sha256,
-        inputs=dict(read),
-        versions=versions(),
-        device=stage.device.type,
-        device_name=device.name_of(stage.device),
-        threads=torch.get_num_threads(),
-        attempt=stage.recovery.attempt,
-        resumes=resumes,
-        duration_seconds=stage.seconds,
-    )

@@ -21,6 +21,8 @@ class Progress:
     stage: int = 0
     steps: int = 0
     """Training steps of all courses so far."""
+    together: int | None = None
+    """How many members the largest group had in which it was trained with others."""
     mask: Mask | None = None
     thresholds: dict[str, float | None] = field(default_factory=dict)
     """Half-widths of the intervals that the cuts so far have set to zero, by tensor; none where they changed."""

@@ -126,6 +126,18 @@ def memory_needed(
     return OVERHEAD + FLOAT * (weights + max(training, evaluate.BATCH * largest, *looking))
 
 
+def memory_beside(model: ModelSpec, stages: Sequence[Stage], device: torch.device, shape: DataShape) -> int:
+    """Bytes, roughly, that a run takes beside others that are trained with it."""
+    return memory_needed(model, stages, shape=shape, captured=device.type == "cuda") - OVERHEAD
+
+
+def most_together(beside: int, device: torch.device) -> int:
+    """How many runs that take so much fit on the device at once; at least one, which is refused elsewhere."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what PyTorch keeps of an earlier training is free as well
+    return max(1, (memory_free(device) - OVERHEAD) // beside)
+
+
 def _activations(model: ModelSpec, shape: DataShape) -> tuple[int, int]:
     """Numbers that an image becomes in all layers of convolution together, and in and out of the largest one."""
     height, width, activations, largest = shape.height, shape.width, 0, 0

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -63,10 +62,6 @@ class TrainingState:
     origin: Origin = Origin()
 
     def to_bytes(self) -> bytes:
-        return _saved(self.document())
-
-    def document(self) -> dict[str, Any]:
-        """Tensors, numbers, texts and containers of them."""
         document = {field.name: getattr(self, field.name) for field in fields(self)}
         document["best"] = self.best and vars(self.best)
         document["progress"] = {
@@ -77,23 +72,9 @@ class TrainingState:
         }
         resumes = [each.model_dump(mode="json") for each in self.origin.resumes]
         document["origin"] = {**vars(self.origin), "resumes": resumes}
-        return document
-
-
-@dataclass(frozen=True, eq=False)
-class TogetherState:
-    """The states of members that are trained together, in their order; in place of one that has failed, why."""
-
-    members: tuple[TrainingState | str, ...]
-
-    def to_bytes(self) -> bytes:
-        return _saved({"members": [each if isinstance(each, str) else each.document() for each in self.members]})
-
-
-def _saved(document: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save({"version": VERSION, **document}, buffer)
-    return buffer.getvalue()
+        buffer = io.BytesIO()
+        torch.save({"version": VERSION, **document}, buffer)
+        return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -125,40 +106,19 @@ class Recovery:
 
 def load(path: Path) -> TrainingState:
     """The state in a file of `to_bytes`. Raises InvalidCheckpoint when it is not one."""
-    with _refused(path):
-        return _state(_document(path))
-
-
-def load_together(path: Path) -> TogetherState:
-    """Likewise, of members that were trained together."""
-    with _refused(path):
-        members = _document(path)["members"]
-        return TogetherState(tuple(each if isinstance(each, str) else _state(each) for each in members))
-
-
-@contextmanager
-def _refused(path: Path) -> Iterator[None]:
     try:
-        yield
+        document = torch.load(path, map_location="cpu", weights_only=True)
+        if document.pop("version") != VERSION:
+            raise InvalidCheckpoint(f"{path.name} is of another version of this service")
+        document["best"] = document["best"] and Best(**document["best"])
+        document["progress"] = _progress(document["progress"])
+        resumes = tuple(Resume(**each) for each in document["origin"]["resumes"])
+        document["origin"] = Origin(**{**document["origin"], "resumes": resumes})
+        return TrainingState(**document)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidCheckpoint(f"{path.name} is no state of a training: {error}") from error
     except pickle.UnpicklingError as error:
         raise InvalidCheckpoint(f"{path.name} holds more than a state of a training") from error
-
-
-def _document(path: Path) -> dict[str, Any]:
-    document: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if document.pop("version") != VERSION:
-        raise InvalidCheckpoint(f"{path.name} is of another version of this service")
-    return document
-
-
-def _state(document: dict[str, Any]) -> TrainingState:
-    document["best"] = document["best"] and Best(**document["best"])
-    document["progress"] = _progress(document["progress"])
-    resumes = tuple(Resume(**each) for each in document["origin"]["resumes"])
-    document["origin"] = Origin(**{**document["origin"], "resumes": resumes})
-    return TrainingState(**document)
 
 
 def _progress(document: dict[str, Any]) -> Progress:

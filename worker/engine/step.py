@@ -70,6 +70,15 @@ class Step:
         """What an observer kept of them. Raises what PyTorch does when they are of another network."""
         self.network.load_state_dict(network)
         self.optimizer.load_state_dict(optimizer)
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                # A fused optimizer reads memory as it lies, and what was trained together lies otherwise.
+                if (
+                    isinstance(value, Tensor)
+                    and value.shape == parameter.shape
+                    and value.stride() != parameter.stride()
+                ):
+                    state[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
 
     # What subclasses share
 

@@ -3,7 +3,7 @@ launched for all of them."""
 
 from __future__ import annotations
 
-from worker.engine.together.fit import Way, misfit, way
-from worker.engine.together.training import Member, train_together
+from worker.engine.together.fit import Way, Where, misfit, way
+from worker.engine.together.training import Member, train_together, unfit
 
-__all__ = ["Member", "Way", "misfit", "train_together", "way"]
+__all__ = ["Member", "Way", "Where", "misfit", "train_together", "unfit", "way"]

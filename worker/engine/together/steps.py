@@ -172,7 +172,9 @@ class Steps:
             states = [of_member[place] for of_member in remembered]
             whole = [key for state in states for key, value in state.items() if _is_like(value, parameter[0])]
             for key in dict.fromkeys(whole):  # a member that failed at once remembers nothing
-                stacked = torch.stack([state.get(key, torch.zeros_like(parameter[0])) for state in states])
+                # Fused optimizers read memory as it lies: as the parameters do, however it has come.
+                moments = [state.get(key, torch.zeros_like(parameter[0])).contiguous() for state in states]
+                stacked = torch.stack(moments)
                 found.setdefault(key, {})[name] = stacked
                 for state, part in zip(states, stacked, strict=True):
                     state[key] = part

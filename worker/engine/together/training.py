@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from worker.engine.observer import Observer, Quiet
 from worker.engine.optimize import learning_rate
 from worker.engine.plan import Course
 from worker.engine.progress import Progress, state_of
-from worker.engine.resume import Best, Origin, TogetherState, TrainingState
+from worker.engine.resume import Best, Origin, TrainingState
 from worker.engine.seeding import generator
 from worker.engine.together.fit import misfit
 from worker.engine.together.stack import Stack
@@ -25,55 +25,66 @@ from worker.engine.together.steps import Steps
 from worker.engine.train import Examples
 
 _NOWHERE = Origin()
+_SILENT = Observer()
 
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One of those that are trained together: a network, its course, and what has come of it before."""
+    """One of those that are trained together: what `train` takes of each alone, but the examples, which are shared."""
 
     network: nn.Module
     course: Course
     progress: Progress
+    observer: Observer = _SILENT
+    origin: Origin = _NOWHERE
+    resumed: TrainingState | None = None
+
+
+Left = Callable[[int, Exception], object]
 
 
 def train_together(
-    members: Sequence[Member],
-    examples: Examples,
-    observer: Observer,
-    origin: Origin = _NOWHERE,
-    resumed: TogetherState | None = None,
-) -> tuple[NonFiniteLoss | None, ...]:
+    members: Sequence[Member], examples: Examples, left: Left = lambda _, __: None
+) -> tuple[Exception | None, ...]:
     """Train the members' networks in place, each by its course, and note in its `progress` what came of it: what
-    `train` does to each alone, to rounding. Returns for each why it failed, if it did; it is left as it was then, and
-    the others go on.
+    `train` does to each alone, to rounding. Returns for each why it did not come to its end, if it did not: a
+    NonFiniteLoss, or what its observer has raised. It is left as it was then, `left` is told at once, with its number
+    and the reason, and the others go on; when none is left, nothing more is done.
 
-    The observer hears of the members' steps as of one training's, of each epoch of each member with the member's
-    number, `member`, and of a failure as `failed`. `resumed` is a state that an observer kept, whose members' progress
-    is the given ones': the training goes on from there, to the same bits as without a break. Raises ValueError when the
-    courses have a `misfit` or the networks other shapes, and InvalidCheckpoint when `resumed` is of other networks.
+    Each member's observer hears what it would of a training alone. With `resumed` states, which must stand at the same
+    step of the course and have the progress that the members have, the training goes on from there, to the same bits as
+    these members would come to without a break. Raises ValueError when the members cannot be trained together, see
+    `unfit`, and InvalidCheckpoint when a state is of another network.
     """
-    if reason := misfit([member.course for member in members]) or _other_shape(members):
+    if reason := unfit(members):
         raise ValueError(f"these members cannot be trained together: {reason}")
-    training = _Training(members, examples, observer, origin)
-    if resumed is not None:
-        training.resume(resumed)
-    total = training.steps * training.settings.epochs
+    training = _Training(members, examples, left)
     while training.epoch < training.settings.epochs and training.going():
         training.begin_epoch()
         for size in training.batches():
             training.advance(size)
-            observer.advance(training.done, total, "steps")
-            if training.step < training.steps:
-                observer.checkpoint_together(training.state, epoch_ended=False)
-        training.end_epoch()
-        observer.checkpoint_together(training.state, epoch_ended=True)
+            if not training.going():
+                break
+        else:
+            training.end_epoch()
     return training.end()
+
+
+def unfit(members: Sequence[Member]) -> str | None:
+    """Why these cannot be trained together; None when they can."""
+    return misfit([member.course for member in members]) or _other_shape(members) or _other_step(members)
 
 
 def _other_shape(members: Sequence[Member]) -> str | None:
     shapes = [{name: each.shape for name, each in member.network.state_dict().items()} for member in members]
     other = next((number for number, each in enumerate(shapes) if each != shapes[0]), None)
     return None if other is None else f"member {other} has other widths than member 0"
+
+
+def _other_step(members: Sequence[Member]) -> str | None:
+    steps = [None if (state := member.resumed) is None else (state.epoch, state.step) for member in members]
+    other = next((number for number, each in enumerate(steps) if each != steps[0]), None)
+    return None if other is None else f"member {other} goes on from another step than member 0"
 
 
 @dataclass(eq=False)
@@ -87,9 +98,9 @@ class _Standing:
     shuffle: torch.Generator
     before_order: Tensor
     best: Best | None = None
-    failure: NonFiniteLoss | None = None
+    failure: Exception | None = None
     left: dict[str, Tensor] | None = None
-    """The network as it was when it failed."""
+    """The network as it was when it failed, or left."""
 
     @property
     def course(self) -> Course:
@@ -103,9 +114,8 @@ class _Standing:
 class _Training:
     """Where all of them stand."""
 
-    def __init__(self, members: Sequence[Member], examples: Examples, observer: Observer, origin: Origin) -> None:
-        self._examples, self._observer, self._origin = examples, observer, origin
-        self._device = examples.images.device
+    def __init__(self, members: Sequence[Member], examples: Examples, left: Left) -> None:
+        self._examples, self._device, self._left = examples, examples.images.device, left
         self.settings = members[0].course.settings
         self._stack = Stack([member.network for member in members])
         courses, masks = [each.course for each in members], [each.progress.mask for each in members]
@@ -115,6 +125,9 @@ class _Training:
         self.epoch, self.step = 0, 0
         self._sums = self._steps.sums
         self._started = time.perf_counter()
+        self._resume()
+        for member in members:
+            member.progress.together = max(member.progress.together or 0, len(members))
 
     @property
     def done(self) -> int:
@@ -122,8 +135,16 @@ class _Training:
         return self.epoch * self.steps + self.step
 
     def going(self) -> list[_Standing]:
-        """Those that have not failed."""
+        """Those that have not failed or left."""
         return [each for each in self._standings if each.failure is None]
+
+    def _tell(self, standing: _Standing, tell: Callable[[Observer], None]) -> None:
+        """What its observer raises takes a member out, and no other."""
+        if standing.failure is None:
+            try:
+                tell(standing.member.observer)
+            except Exception as reason:
+                self._fail(standing, reason)
 
     # One step
 
@@ -139,19 +160,29 @@ class _Training:
 
         self._steps.take(size, descending)
         self.step += 1
-        for standing in self.going():
-            standing.progress.steps = standing.steps_before + self.done
+        total = self.steps * self.settings.epochs
+        for number, standing in enumerate(self._standings):
+            if standing.failure is None:
+                standing.progress.steps = standing.steps_before + self.done
+                self._tell(standing, lambda observer: observer.advance(self.done, total, "steps"))
+                if self.step < self.steps:
+                    self._offer(number, standing, epoch_ended=False)
+
+    def _offer(self, number: int, standing: _Standing, *, epoch_ended: bool) -> None:
+        def state() -> TrainingState:
+            return self._state_of(number, standing)
+
+        self._tell(standing, lambda observer: observer.checkpoint(state, epoch_ended))
 
     def _refuse_non_finite(self, step: int) -> None:
         for standing, finite in zip(self._standings, self._sums.finite(), strict=True):
             if not finite:
                 self._fail(standing, NonFiniteLoss.at_step(step))
 
-    def _fail(self, standing: _Standing, failure: NonFiniteLoss) -> None:
+    def _fail(self, standing: _Standing, failure: Exception) -> None:
         if standing.failure is None:
             standing.failure, standing.left = failure, state_of(standing.network)
-            number = self._standings.index(standing)
-            self._observer.record("failed", {"member": number, "code": failure.code, "message": str(failure)})
+            self._left(self._standings.index(standing), failure)
 
     # One epoch
 
@@ -193,6 +224,8 @@ class _Training:
         self.epoch, self.step = self.epoch + 1, 0
         self._sums.clear()
         self._started = time.perf_counter()
+        for number, standing in enumerate(self._standings):
+            self._offer(number, standing, epoch_ended=True)
 
     def _refuse_non_finite_state(self) -> None:
         """The losses are computed ahead of a step, so what the very last step did shows in the weights alone."""
@@ -205,8 +238,8 @@ class _Training:
 
     def _end_epoch_of(self, number: int, standing: _Standing, seconds: float) -> None:
         try:
-            validated = self._validate(standing.network)
-        except NonFiniteLoss as failure:
+            validated = self._validate(standing)
+        except Exception as failure:  # a loss that is no number, or what its observer raised
             self._fail(standing, failure)
             return
         sums, progress, course = self._sums_of(number), standing.progress, standing.course
@@ -227,7 +260,7 @@ class _Training:
         if validated is not None and self._is_better(validated, standing.best):
             standing.best = Best(self.epoch + 1, validated.correct, state_of(standing.network))
         standing.before_order = standing.shuffle.get_state()
-        self._observer.record("epoch", {"member": number, **metrics.model_dump(mode="json")})
+        self._tell(standing, lambda observer: observer.record("epoch", metrics.model_dump(mode="json")))
 
     def _is_better(self, validated: Accuracy, best: Best | None) -> bool:
         """Of equals the first is."""
@@ -237,13 +270,14 @@ class _Training:
         images = min(self.step * self.settings.batch_size, len(self._examples.labels))
         return {"images": images, **self._sums.of(number)}
 
-    def _validate(self, network: nn.Module) -> Accuracy | None:
+    def _validate(self, standing: _Standing) -> Accuracy | None:
         if not len(self._examples.validation_labels):
             return None
         images, labels = self._examples.validation_images, self._examples.validation_labels
-        return evaluate(network, images, labels, Quiet(self._observer), of="validation").accuracy
+        quiet = Quiet(standing.member.observer)
+        return evaluate(standing.network, images, labels, quiet, of="validation").accuracy
 
-    def end(self) -> tuple[NonFiniteLoss | None, ...]:
+    def end(self) -> tuple[Exception | None, ...]:
         for standing in self._standings:
             if standing.failure is None and standing.course.keep_epoch == self.epoch:
                 standing.progress.early = state_of(standing.network)
@@ -252,14 +286,6 @@ class _Training:
         return tuple(standing.failure for standing in self._standings)
 
     # From one process to the next
-
-    def state(self) -> TogetherState:
-        return TogetherState(
-            tuple(
-                self._state_of(number, each) if each.failure is None else str(each.failure)
-                for number, each in enumerate(self._standings)
-            )
-        )
 
     def _state_of(self, number: int, standing: _Standing) -> TrainingState:
         """What the member's training alone would keep; copies, since a part of a stack is saved as the whole."""
@@ -273,20 +299,18 @@ class _Training:
             seconds=time.perf_counter() - self._started,
             best=standing.best,
             progress=standing.progress,
-            origin=self._origin,
+            origin=standing.member.origin,
         )
 
-    def resume(self, state: TogetherState) -> None:
-        if len(state.members) != len(self._standings):
-            raise InvalidCheckpoint(f"the state is of {len(state.members)} members, not of {len(self._standings)}")
-        for number, (standing, kept) in enumerate(zip(self._standings, state.members, strict=True)):
-            if isinstance(kept, str):
-                standing.failure = NonFiniteLoss(kept)
-            else:
-                self._resume(number, standing, kept)
-        self._steps.stack_moments()
+    def _resume(self) -> None:
+        going_on = [each for each in self._standings if each.member.resumed is not None]
+        for number, standing in enumerate(going_on):  # all of them, or none
+            assert standing.member.resumed is not None
+            self._resume_one(number, standing, standing.member.resumed)
+        if going_on:
+            self._steps.stack_moments()
 
-    def _resume(self, number: int, standing: _Standing, kept: TrainingState) -> None:
+    def _resume_one(self, number: int, standing: _Standing, kept: TrainingState) -> None:
         try:
             standing.network.load_state_dict(kept.network)
             self._steps.load_optimizer(number, kept.optimizer)

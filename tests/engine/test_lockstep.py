@@ -1,0 +1,323 @@
+"""Several runs of the engine at once: each comes to what it would by itself, and to its own end."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import torch
+
+from app.contract.datasets import DatasetName
+from app.contract.report import Manifest, Report
+from app.contract.result import Result
+from app.contract.spec import ModelSpec, parse_spec
+from app.contract.status import Phase
+from app.contract.training import TrainingSpec
+from tests.engine.conftest import Listener, run
+from tests.specs import Document, train_spec
+from worker.engine import pipeline
+from worker.engine.data import DatasetStore
+from worker.engine.errors import NonFiniteLoss
+from worker.engine.execute import Steps, Training
+from worker.engine.lockstep import APART, Together, Whole, carry_out
+from worker.engine.model import fresh
+from worker.engine.observer import Observer
+from worker.engine.placed import Placed
+from worker.engine.plan import Course
+from worker.engine.progress import Progress
+from worker.engine.resume import Recovery, TrainingState
+from worker.engine.together import Member
+
+ANY = Together(16, "any")
+PLACED, DIGITS = Placed(), DatasetStore(None).load(DatasetName.DIGITS)
+SGD = {"optimizer": {"name": "sgd"}, "learning_rate": 0.01}
+"""It does not blow rounding up, as Adam does."""
+
+
+def _spec(seed: int, **overrides: object) -> Document:
+    penalty = {"penalty": "l2", "strength": 0.001 * (seed + 1)}
+    return train_spec(training={"epochs": 1, "seed": seed, **SGD}, regularization=penalty, **overrides)
+
+
+NOTHING: Mapping[int, Any] = MappingProxyType({})
+
+
+class Ran:
+    """Runs that were carried out together, in folders of their own."""
+
+    def __init__(
+        self,
+        folder: Path,
+        specs: Sequence[Document],
+        together: Together = ANY,
+        heard: Mapping[int, Listener] = NOTHING,
+        recoveries: Mapping[int, Recovery] = NOTHING,
+    ) -> None:
+        self._placed, self._store = Placed(), DatasetStore(None)
+        self.folders = [folder / str(number) for number in range(len(specs))]
+        self.heard = [heard.get(number, Listener()) for number in range(len(specs))]
+        self.runs = [self._run(number, spec, recoveries.get(number, Recovery())) for number, spec in enumerate(specs)]
+        carry_out(self.runs, together)
+
+    def _run(self, number: int, spec: Document, recovery: Recovery) -> Whole[Result]:
+        self.folders[number].mkdir(parents=True)
+        return Whole(
+            pipeline.steps(
+                parse_spec(spec),
+                datasets=self._store,
+                inputs={},
+                out=self.folders[number],
+                observer=self.heard[number],
+                recovery=recovery,
+                placed=self._placed,
+            )
+        )
+
+    def report(self, number: int) -> Report:
+        return Report.model_validate_json((self.folders[number] / "report.json").read_bytes())
+
+    @property
+    def together(self) -> list[int | None]:
+        """What the receipts say."""
+        texts = [(folder / "manifest.json").read_bytes() for folder in self.folders]
+        return [Manifest.model_validate_json(text).receipt.together for text in texts]
+
+    def sha256(self, number: int) -> str:
+        return _sha256(self.folders[number])
+
+
+def _sha256(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def _agree(ours: Report, theirs: Report) -> None:
+    """By losses: accuracies of 360 images jump in the first steps of a training, which these are."""
+    assert ours.accuracy_before.loss == pytest.approx(theirs.accuracy_before.loss, rel=0.005)
+    assert ours.accuracy_after.loss == pytest.approx(theirs.accuracy_after.loss, rel=0.03)
+    assert ours.total.nonzero_after == pytest.approx(theirs.total.nonzero_after, rel=0.01)
+
+
+PLANS: Mapping[str, Document] = {
+    "one shot": {},
+    "none": {"pruning": None},
+    "fine-tuned": {"fine_tuning": {"epochs": 1, **SGD}},
+    "before training": {
+        "pruning": {"method": "random", "sparsity": 0.5, "schedule": {"name": "one-shot", "when": "before-training"}}
+    },
+    "rounds": {
+        "pruning": {
+            "method": "magnitude",
+            "sparsity": 0.8,
+            "schedule": {"name": "iterative", "rounds": 2, "rewind_epoch": 0},
+        },
+        "fine_tuning": {"epochs": 1, **SGD},
+    },
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_each_comes_to_what_it_would_by_itself(plan: str, tmp_path: Path) -> None:
+    specs = [_spec(seed, **PLANS[plan]) for seed in range(3)]
+
+    ran = Ran(tmp_path / "together", specs)
+
+    assert ran.together == [3, 3, 3]
+    for number, spec in enumerate(specs):
+        alone = run(spec, tmp_path / f"alone {number}")
+        assert ran.heard[number].heard == alone.heard.heard
+        assert ran.heard[number].steps == alone.heard.steps
+        assert alone.manifest.receipt.together is None
+        _agree(ran.report(number), alone.report)
+
+
+def test_the_same_group_comes_to_the_same_bits(tmp_path: Path) -> None:
+    specs = [_spec(seed, **PLANS["fine-tuned"]) for seed in range(2)]
+    first, again = Ran(tmp_path / "first", specs), Ran(tmp_path / "again", specs)
+    assert [first.sha256(number) for number in range(2)] == [again.sha256(number) for number in range(2)]
+
+
+@pytest.mark.parametrize("together", [APART, Together(1, "any"), Together(16, "gpu")], ids=str)
+def test_where_it_is_not_wanted_each_comes_to_its_own_bits(together: Together, tmp_path: Path) -> None:
+    specs = [_spec(seed) for seed in range(2)]
+    ran = Ran(tmp_path / "ran", specs, together)
+    assert ran.together == [None, None]
+    for number, spec in enumerate(specs):
+        assert ran.sha256(number) == _sha256(run(spec, tmp_path / f"alone {number}").folder)
+
+
+def test_no_more_than_are_wanted_are_trained_at_once(tmp_path: Path) -> None:
+    assert Ran(tmp_path, [_spec(seed) for seed in range(5)], Together(2, "any")).together == [2, 2, 2, 2, None]
+
+
+def test_what_does_not_fit_is_trained_by_itself(tmp_path: Path) -> None:
+    """Of other widths, with another number of validation images, and pruned within its course."""
+    wide = {"architecture": "cnn", "channels": [4, 4, 8], "hidden": 20}
+    gradual = {"method": "magnitude", "keep": 50, "schedule": {"name": "gradual", "end_epoch": 1, "every_steps": 5}}
+    odd = [
+        _spec(2, model=wide),
+        _spec(3, dataset={"name": "digits", "validation_images": 100}),
+        _spec(4, pruning=gradual),
+    ]
+    ran = Ran(tmp_path / "ran", [_spec(0), *odd, _spec(1)])
+    assert ran.together == [2, None, None, None, 2]
+    for number, spec in enumerate(odd, start=1):
+        assert ran.sha256(number) == _sha256(run(spec, tmp_path / f"alone {number}").folder)
+
+
+def test_one_that_fails_fails_alone(tmp_path: Path) -> None:
+    """So strong a penalty drives the weights out of all bounds."""
+    training = {"epochs": 4, "optimizer": {"name": "sgd", "momentum": 0}, "learning_rate": 0.3}
+    specs = [
+        train_spec(training=training, regularization={"penalty": "l1", "strength": strength})
+        for strength in (0.05, 1.0, 0.3)
+    ]
+
+    ran = Ran(tmp_path / "ran", specs)
+
+    assert [type(each.failure) for each in ran.runs] == [type(None), NonFiniteLoss, type(None)]
+    assert list(ran.folders[1].iterdir()) == []
+    assert ran.report(2).accuracy_before.loss == pytest.approx(
+        run(specs[2], tmp_path / "alone").report.accuracy_before.loss, rel=0.1
+    )
+
+
+class _Cancelled(Exception):
+    pass
+
+
+class _Impatient(Listener):
+    """Wants to end at a step, or at the first question after its training."""
+
+    def __init__(self, step: int | None) -> None:
+        super().__init__()
+        self._step = step
+
+    def advance(self, completed: int, total: int, unit: str) -> None:
+        super().advance(completed, total, unit)
+        if unit == "steps" and completed == self._step:
+            raise _Cancelled
+
+    def check(self) -> None:
+        if self._step is None and "training" in self.heard:
+            raise _Cancelled
+
+
+@pytest.mark.parametrize("step", [2, None])
+def test_one_that_leaves_does_not_hold_up_the_others(step: int | None, tmp_path: Path) -> None:
+    specs = [_spec(seed) for seed in range(3)]
+    leaving = _Impatient(step)
+
+    ran = Ran(tmp_path / "ran", specs, heard={1: leaving})
+
+    assert isinstance(ran.runs[1].failure, _Cancelled)
+    assert leaving.heard == ["preparing_data", "training"]
+    for number in (0, 2):
+        _agree(ran.report(number), run(specs[number], tmp_path / f"alone {number}").report)
+
+
+class _Ending(Listener):
+    """The process is to end, in this phase of it."""
+
+    def __init__(self, phase: str) -> None:
+        super().__init__()
+        self._phase = phase
+
+    def advance(self, completed: int, total: int, unit: str) -> None:
+        super().advance(completed, total, unit)
+        if self.heard[-1] == self._phase:
+            raise SystemExit
+
+
+def _bare(number: int, progress: Progress, observer: Observer, memory: int = 1) -> Training:
+    network = fresh(ModelSpec(channels=(2, 2, 4), hidden=8), number)
+    member = Member(network, Course(TrainingSpec(epochs=1, seed=number)), progress, observer)
+    return Training(member, PLACED.examples(DIGITS, 0, torch.device("cpu")), None, memory)
+
+
+def _ending(ended: list[int], number: int) -> Steps[None]:
+    """A run that sees what ends it; the second one is the reason."""
+    observer = _Ending("training") if number == 1 else Listener()
+    observer.enter(Phase.TRAINING)
+    try:
+        yield _bare(number, Progress(), observer)
+    except SystemExit:
+        ended.append(number)
+        raise
+
+
+def test_what_ends_the_process_goes_through_each() -> None:
+    ended: list[int] = []
+    with pytest.raises(SystemExit):
+        carry_out([Whole(_ending(ended, number)) for number in range(3)], ANY)
+    assert ended == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("memory", "together"), [(1 << 20, 3), (1 << 60, None)])
+def test_no_more_are_trained_at_once_than_there_is_memory_for(memory: int, together: int | None) -> None:
+    progresses = [Progress() for _ in range(3)]
+
+    def steps(number: int) -> Steps[None]:
+        yield _bare(number, progresses[number], Observer(), memory)
+
+    carry_out([Whole(steps(number)) for number in range(3)], ANY)
+
+    assert [(each.together, each.steps) for each in progresses] == [(together, 15)] * 3
+
+
+def test_what_ends_the_process_amid_the_work_of_one_leaves_what_is_done(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        Ran(tmp_path, [_spec(seed) for seed in range(3)], heard={1: _Ending("evaluating")})
+    assert (tmp_path / "0" / "manifest.json").is_file()
+    assert list((tmp_path / "1").iterdir()) == list((tmp_path / "2").iterdir()) == []
+
+
+class _Power(Exception):
+    """The power went."""
+
+
+class _Keeping(Listener):
+    def __init__(self, path: Path, step: int) -> None:
+        super().__init__()
+        self._path, self._step = path, step
+
+    def checkpoint(self, state: Callable[[], TrainingState], epoch_ended: bool) -> None:
+        if self.steps[-1][0] == self._step:
+            self._path.write_bytes(state().to_bytes())
+            raise _Power
+
+
+def _interrupted(folder: Path, specs: Sequence[Document], steps: Sequence[int]) -> Mapping[int, Recovery]:
+    """To go on from, of runs whose power went at these steps."""
+    paths = [folder / f"{number}.pt" for number in range(len(specs))]
+    keeping = {number: _Keeping(path, step) for number, (path, step) in enumerate(zip(paths, steps, strict=True))}
+    ran = Ran(folder / "cut short", specs, heard=keeping)
+    assert [type(each.failure) for each in ran.runs] == [_Power] * len(specs)
+    return {number: Recovery(2, (path,)) for number, path in enumerate(paths)}
+
+
+def test_those_that_stand_at_one_step_go_on_together_to_the_same_bits(tmp_path: Path) -> None:
+    specs = [_spec(seed, **PLANS["fine-tuned"]) for seed in range(2)]
+    whole = Ran(tmp_path / "whole", specs)
+
+    ran = Ran(tmp_path / "ran", specs, recoveries=_interrupted(tmp_path, specs, [7, 7]))
+
+    assert ran.together == [2, 2]
+    assert [len(each.steps) for each in ran.heard] == [len(each.steps) - 7 for each in whole.heard]
+    assert [ran.sha256(number) for number in range(2)] == [whole.sha256(number) for number in range(2)]
+
+
+def test_those_at_other_steps_go_on_by_themselves_and_meet_at_the_next_course(tmp_path: Path) -> None:
+    specs = [_spec(seed, **PLANS["fine-tuned"]) for seed in range(3)]
+    recoveries = dict(_interrupted(tmp_path, specs, [7, 9, 7]))
+    del recoveries[2]  # which begins anew
+
+    ran = Ran(tmp_path / "ran", specs, recoveries=recoveries)
+
+    assert ran.together == [3, 3, 3]
+    assert [each.heard.count("resumed") for each in ran.heard] == [1, 1, 0]
+    for number, spec in enumerate(specs):
+        _agree(ran.report(number), run(spec, tmp_path / f"alone {number}").report)

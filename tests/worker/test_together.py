@@ -1,0 +1,266 @@
+"""Members of a sweep that one worker claims and trains together, through all of a worker but its process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.contract.report import Manifest, Report
+from app.contract.spec import parse_spec
+from app.db import jobs, tenants
+from app.db.models import EventRow
+from app.services import jobs as service
+from app.services.jobs import Terms
+from tests.limits import NO_LIMITS
+from tests.specs import sweep_spec, train_spec
+from tests.worker.conftest import Read, Submit
+from worker.engine.lockstep import Together
+from worker.runner import Runtime, run_job
+
+TERMS = Terms(retention_days=1, limits=NO_LIMITS)
+SGD = {"optimizer": {"name": "sgd"}, "learning_rate": 0.01}
+"""It does not blow rounding up, as Adam does."""
+BASE = train_spec(training={"epochs": 1, **SGD})
+SEEDS = [1, 2, 3]
+
+Sweep = Callable[..., Sequence[str]]
+
+
+@pytest.fixture
+def worker(runtime: Runtime) -> Runtime:
+    """Trains members together, though it has no GPU."""
+    return replace(runtime, together=Together(16, "any"))
+
+
+@pytest.fixture
+def submit_sweep(sessions: sessionmaker[Session], read: Read) -> Sweep:
+    """Returns the ids of the sweep's members, in their order, and at the end the sweep's own."""
+
+    def submit_sweep(**overrides: object) -> Sequence[str]:
+        spec = sweep_spec(**{"base": BASE, "grid": {"seeds": SEEDS}, **overrides})
+        with sessions.begin() as session:
+            sweep_id = service.submit(session, "t", parse_spec(spec), TERMS).row.id
+        return [*read(sweep_id).sources, sweep_id]
+
+    return submit_sweep
+
+
+def _document(runtime: Runtime, read: Read, job_id: str, name: str) -> bytes:
+    return (runtime.store.folder(job_id, read(job_id).attempt) / name).read_bytes()
+
+
+def _report(runtime: Runtime, read: Read, job_id: str) -> Report:
+    return Report.model_validate_json(_document(runtime, read, job_id, "report.json"))
+
+
+def _together(runtime: Runtime, read: Read, job_ids: Sequence[str]) -> list[int | None]:
+    """What the receipts say."""
+    texts = [_document(runtime, read, job_id, "manifest.json") for job_id in job_ids]
+    return [Manifest.model_validate_json(text).receipt.together for text in texts]
+
+
+def _events(runtime: Runtime, job_id: str) -> Sequence[EventRow]:
+    with runtime.sessions() as session:
+        return jobs.events(session, job_id, after=0, limit=100)
+
+
+def _told(runtime: Runtime, job_id: str) -> list[str]:
+    return [each.data.get("phase", each.type) for each in _events(runtime, job_id)]
+
+
+def _statuses(read: Read, job_ids: Sequence[str]) -> list[str]:
+    return [read(job_id).status for job_id in job_ids]
+
+
+def test_one_message_runs_all_members_and_each_is_what_it_would_be_alone(
+    worker: Runtime, runtime: Runtime, submit_sweep: Sweep, submit: Submit, read: Read
+) -> None:
+    base = {**BASE, "fine_tuning": {"epochs": 1, **SGD}}
+    *members, sweep_id = submit_sweep(base=base)
+    woken: list[str] = []
+
+    run_job(members[2], replace(worker, wake=woken.append))
+
+    assert _statuses(read, members) == ["succeeded"] * 3
+    assert _together(worker, read, members) == [3] * 3
+    assert woken == [sweep_id]
+    run_job(sweep_id, worker)
+    assert read(sweep_id).status == "succeeded"
+    for seed, member in zip(SEEDS, members, strict=True):
+        tuned = {course: {**base[course], "seed": seed} for course in ("training", "fine_tuning")}
+        alone = submit({**base, **tuned})
+        run_job(alone, runtime)
+        ours, theirs = _report(worker, read, member), _report(runtime, read, alone)
+        assert ours.accuracy_before.loss == pytest.approx(theirs.accuracy_before.loss, rel=0.005)
+        assert ours.accuracy_after.loss == pytest.approx(theirs.accuracy_after.loss, rel=0.03)
+        assert ours.total.nonzero_after == pytest.approx(theirs.total.nonzero_after, rel=0.01)
+        assert _told(worker, member) == _told(runtime, alone)
+
+
+def test_the_same_sweep_comes_to_the_same_bits(worker: Runtime, submit_sweep: Sweep, read: Read) -> None:
+    models = []
+    for _ in range(2):
+        *members, sweep_id = submit_sweep()
+        for job_id in (members[0], sweep_id):
+            run_job(job_id, worker)
+        models.append([_document(worker, read, job_id, "model.safetensors") for job_id in members])
+    assert models[0] == models[1]
+
+
+def test_by_default_a_cpu_runs_one_after_another(runtime: Runtime, submit_sweep: Sweep, read: Read) -> None:
+    *members, _ = submit_sweep()
+    run_job(members[0], replace(runtime, together=Together(16)))
+    assert _statuses(read, members) == ["succeeded", "queued", "queued"]
+    assert _together(runtime, read, members[:1]) == [None]
+
+
+def test_no_more_are_claimed_than_a_worker_may_train_at_once(worker: Runtime, submit_sweep: Sweep, read: Read) -> None:
+    *members, _ = submit_sweep()
+    run_job(members[0], replace(worker, together=Together(2, "any")))
+    assert _statuses(read, members) == ["succeeded", "succeeded", "queued"]
+    assert _together(worker, read, members[:2]) == [2] * 2
+
+
+def test_the_tenants_running_cap_holds(
+    worker: Runtime, submit_sweep: Sweep, read: Read, sessions: sessionmaker[Session]
+) -> None:
+    *members, _ = submit_sweep()
+    with sessions.begin() as session:
+        tenants.set_limits(session, "t", {"max_running": 2})
+    reminded: list[str] = []
+
+    run_job(members[0], replace(worker, remind=reminded.append))
+
+    assert _statuses(read, members) == ["succeeded", "succeeded", "queued"]
+    assert reminded == [members[2]] * 2
+
+
+def test_members_of_other_widths_are_left_to_others(worker: Runtime, submit_sweep: Sweep, read: Read) -> None:
+    narrow, wide = ({"channels": [2, 2, 4], "hidden": hidden} for hidden in (8, 12))
+    *members, _ = submit_sweep(grid={"widths": [narrow, wide], "seeds": [1, 2]})
+    run_job(members[0], worker)
+    assert _statuses(read, members) == ["succeeded", "succeeded", "queued", "queued"]
+    run_job(members[2], worker)
+    assert _together(worker, read, members) == [2] * 4
+
+
+def test_members_with_and_without_a_penalty_are_not_mixed(worker: Runtime, submit_sweep: Sweep, read: Read) -> None:
+    base = {**BASE, "regularization": {"penalty": "l1"}}
+    *members, _ = submit_sweep(base=base, grid={"strengths": [0, 0.01, 0.02]})
+    run_job(members[0], worker)
+    assert _statuses(read, members) == ["succeeded", "queued", "queued"]
+    run_job(members[0], worker)
+    assert _together(worker, read, members) == [None, 2, 2]
+
+
+def test_jobs_of_no_sweep_and_of_another_stay_where_they_are(
+    worker: Runtime, submit_sweep: Sweep, submit: Submit, read: Read
+) -> None:
+    first, other = submit_sweep(), submit_sweep()
+    alone = submit(BASE)
+    run_job(first[0], worker)
+    assert _statuses(read, first[:-1]) == ["succeeded"] * 3
+    assert _statuses(read, [*other[:-1], alone]) == ["queued"] * 4
+
+
+def test_one_that_is_cancelled_leaves_and_the_others_go_on(
+    worker: Runtime, submit_sweep: Sweep, read: Read, sessions: sessionmaker[Session]
+) -> None:
+    *members, _ = submit_sweep(base={**BASE, "training": {"epochs": 30, **SGD}})
+    cancelled: list[str] = []
+
+    @event.listens_for(sessions, "after_commit")
+    def cancel(_: Session) -> None:
+        if not cancelled and (read(members[1]).progress or {}).get("unit") == "steps":
+            cancelled.append(members[1])
+            with sessions.begin() as session:
+                service.cancel(session, "t", members[1])
+
+    at: list[str | None] = []
+    run_job(members[0], replace(worker, working_on=at.append))
+
+    assert cancelled
+    assert _statuses(read, members) == ["succeeded", "cancelled", "succeeded"]
+    assert not (worker.store.folder(members[1], 1) / "manifest.json").exists()
+    assert (at[0], at[-1]) == (members[0], None)
+    # At once, and not when the course of all was over.
+    epochs = [each.at for each in _events(worker, members[0]) if each.type == "epoch"]
+    assert _events(worker, members[1])[-1].at < epochs[-1]
+
+
+def test_what_a_worker_is_at_is_a_job_that_has_not_ended(worker: Runtime, submit_sweep: Sweep, read: Read) -> None:
+    *members, _ = submit_sweep()
+    at: list[str | None] = []
+
+    run_job(members[0], replace(worker, working_on=at.append))
+
+    assert at == [*members, None]
+
+
+def test_one_that_fails_fails_alone(worker: Runtime, submit_sweep: Sweep, read: Read) -> None:
+    """So strong a penalty drives the weights out of all bounds."""
+    training = {"epochs": 4, "optimizer": {"name": "sgd", "momentum": 0}, "learning_rate": 0.3}
+    base = train_spec(training=training, regularization={"penalty": "l1"})
+    *members, sweep_id = submit_sweep(base=base, grid={"strengths": [0.05, 1, 0.3]})
+
+    run_job(members[0], worker)
+
+    failed = read(members[1])
+    assert failed.error is not None
+    assert (failed.status, failed.error["code"]) == ("failed", "non_finite_loss")
+    assert failed.error["details"]["phase"] == "training"
+    others = [members[0], members[2]]
+    assert _statuses(read, others) == ["succeeded"] * 2
+    assert _together(worker, read, others) == [3] * 2
+    run_job(sweep_id, worker)
+    assert read(sweep_id).status == "succeeded"
+
+
+def test_missing_data_fails_each(worker: Runtime, submit_sweep: Sweep, read: Read) -> None:
+    *members, _ = submit_sweep(base={**BASE, "dataset": {"name": "mnist"}})
+    run_job(members[0], worker)
+    for job_id in members:
+        row = read(job_id)
+        assert row.error is not None
+        assert (row.status, row.error["code"]) == ("failed", "dataset_unavailable")
+
+
+def test_a_damaged_spec_of_one_is_its_own_failure(
+    worker: Runtime, submit_sweep: Sweep, read: Read, sessions: sessionmaker[Session]
+) -> None:
+    *members, _ = submit_sweep()
+    with sessions.begin() as session:  # a row that no API of ours would have written
+        row = jobs.get(session, members[1])
+        assert row is not None
+        row.spec = {**row.spec, "model": {"channels": "many"}}
+    run_job(members[0], worker)
+    assert _statuses(read, members) == ["succeeded", "queued", "succeeded"]
+    run_job(members[1], worker)
+    assert read(members[1]).status == "failed"
+
+
+def test_a_failures_log_is_its_own(worker: Runtime, submit_sweep: Sweep, read: Read) -> None:
+    *members, _ = submit_sweep(base={**BASE, "dataset": {"name": "mnist"}})
+    run_job(members[0], worker)
+    details = [json.dumps((read(job_id).error or {})["details"]) for job_id in members]
+    assert not any(other in text for text in details for other in members)
+
+
+def test_after_a_second_crash_a_member_goes_alone(
+    worker: Runtime, submit_sweep: Sweep, read: Read, sessions: sessionmaker[Session]
+) -> None:
+    *members, _ = submit_sweep()
+    with sessions.begin() as session:
+        for job_id, crashes in zip(members, (1, 2, 0), strict=True):
+            row = jobs.get(session, job_id)
+            assert row is not None
+            row.crashes = crashes
+    run_job(members[0], worker)
+    assert _statuses(read, members) == ["succeeded", "queued", "succeeded"]
+    run_job(members[1], worker)
+    assert _together(worker, read, members) == [2, None, 2]

@@ -1,0 +1,168 @@
+"""Carries out runs: one by itself, or several side by side, whose trainings are done together where that is wanted and
+they can be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from worker.engine import device
+from worker.engine.execute import Steps, Training
+from worker.engine.resources import most_together
+from worker.engine.seeding import reproducible
+from worker.engine.together import Where, train_together, unfit, way
+from worker.engine.train import train
+
+T = TypeVar("T")
+
+
+class Together(NamedTuple):
+    """When runs are trained together."""
+
+    most: int = 1
+    """At once; 1 is never."""
+    where: Where = "gpu"
+
+
+APART = Together()
+
+
+class Run(Protocol):
+    """What goes from one training to the next, and sees to its own failures."""
+
+    def begin(self) -> None:
+        """Ahead of all, once, while others are not gone on with yet."""
+
+    def go_on(self, failure: BaseException | None = None) -> Training | None:
+        """Up to the next training, or to its end, which is None; `failure` is what ended the last one early. Raises
+        what is to end the whole process."""
+
+
+class Whole(Generic[T]):
+    """A run that keeps what has become of it."""
+
+    def __init__(self, steps: Steps[T]) -> None:
+        self._steps = steps
+        self._results: list[T] = []
+        self.failure: Exception | None = None
+
+    def begin(self) -> None:
+        """There is nothing to do."""
+
+    def go_on(self, failure: BaseException | None = None) -> Training | None:
+        try:
+            return next(self._steps) if failure is None else self._steps.throw(failure)
+        except StopIteration as end:
+            self._results.append(end.value)
+        except Exception as error:
+            self.failure = error
+        return None
+
+    def result(self) -> T:
+        """Once it is over. Raises what it has failed with."""
+        if self.failure is not None:
+            raise self.failure
+        return self._results[0]
+
+
+def carry_out(runs: Sequence[Run], together: Together = APART) -> None:
+    """All of them, to their ends. Of each, as soon as it waits, `observer.check` is asked between the others' work, and
+    what it raises ends that run alone. What ends the process goes through each that has not ended, and is raised."""
+    lockstep = _Lockstep(runs, together)
+    with reproducible(device.choose("auto")):
+        try:
+            lockstep.carry_out()
+        except BaseException as end:
+            lockstep.end(end)
+            raise
+
+
+class _Lockstep:
+    def __init__(self, runs: Sequence[Run], together: Together) -> None:
+        self._runs, self._together = runs, together
+        self._open = set(range(len(runs)))
+        self._waiting: dict[int, Training] = {}
+        """By the number of the run."""
+
+    def carry_out(self) -> None:
+        for run in self._runs:
+            run.begin()
+        for number in range(len(self._runs)):
+            self._look_after_others(number)
+            self._go_on(number)
+        while self._waiting:
+            group = self._next()
+            failures = self._trained(group)
+            for number, failure in zip(group, failures, strict=True):
+                self._look_after_others(number)
+                self._go_on(number, failure)
+
+    def end(self, reason: BaseException) -> None:
+        """Each puts its things in order."""
+        for number in sorted(self._open):
+            with suppress(BaseException):
+                self._go_on(number, reason)
+
+    def _go_on(self, number: int, failure: BaseException | None = None) -> None:
+        if number not in self._open:
+            return
+        self._waiting.pop(number, None)
+        self._open.remove(number)  # whatever it raises, it is over
+        training = self._runs[number].go_on(failure)
+        if training is not None:
+            self._open.add(number)
+            self._waiting[number] = training
+
+    def _look_after_others(self, than: int) -> None:
+        """One that is to end does not wait for the others' work."""
+        for number, training in list(self._waiting.items()):
+            if number != than:
+                try:
+                    training.member.observer.check()
+                except Exception as failure:
+                    self._go_on(number, failure)
+
+    def _next(self) -> list[int]:
+        """Those that are trained now, of those that are furthest behind: others may wait for them."""
+        behind = min(self._waiting, key=lambda number: (self._stage(number), number))
+        group = [behind]
+        for number in sorted(self._waiting):
+            if len(group) >= self._together.most:
+                break
+            if number != behind and self._fits(behind, number):
+                group.append(number)
+        return group[: self._room(group)]
+
+    def _stage(self, number: int) -> int:
+        return self._waiting[number].member.progress.stage
+
+    def _fits(self, first: int, other: int) -> bool:
+        ours, theirs = self._waiting[first], self._waiting[other]
+        if ours.examples is not theirs.examples or self._stage(first) != self._stage(other):
+            return False
+        courses = [each.member.course for each in (ours, theirs)]
+        chosen = way(courses, ours.examples.images.device, self._together.where)
+        return chosen.together and unfit([ours.member, theirs.member]) is None
+
+    def _room(self, group: Sequence[int]) -> int:
+        largest = max(self._waiting[number].memory for number in group)
+        return most_together(largest, self._waiting[group[0]].examples.images.device) if len(group) > 1 else 1
+
+    def _trained(self, group: Sequence[int]) -> Sequence[Exception | None]:
+        """What ended each early. One of several comes to its end at once, while the others are trained."""
+        trainings = [self._waiting[number] for number in group]
+        try:
+            if len(trainings) > 1:
+                members = [each.member for each in trainings]
+                return train_together(members, trainings[0].examples, lambda at, why: self._go_on(group[at], why))
+            _train(trainings[0])
+        except Exception as failure:
+            return [failure] * len(trainings)
+        return [None]
+
+
+def _train(training: Training) -> None:
+    member = training.member
+    of = (member.network, training.examples, member.course, member.progress, member.observer)
+    train(*of, member.origin, member.resumed, training.teacher)
