@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from math import inf
 from typing import TYPE_CHECKING, Generic, TypeVar, get_args
@@ -23,6 +24,7 @@ from app.services.metrics import Measured, in_status, measure
 
 # Only a process that serves needs it.
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry, Histogram
     from prometheus_client.core import Metric
 
 T = TypeVar("T")
@@ -40,31 +42,37 @@ _REQUEST_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 
 class Metrics:
     """Counts the requests of this process."""
 
-    def __init__(self) -> None:
+    @cached_property
+    def _of_process(self) -> tuple[CollectorRegistry, Histogram]:
+        """All there is to say, and of it the requests. Not made before the first of them has been answered: a process
+        that starts need not wait for the import."""
         from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, disable_created_metrics
 
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        self._requests = Histogram(
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        requests = Histogram(
             "http_request_duration_seconds",
             "Duration of a request, its body and its answer included, so also of waits that the client asked for.",
             ["method", "route", "status"],
             buckets=_REQUEST_BOUNDS,
-            registry=self._registry,
+            registry=registry,
         )
+        return registry, requests
 
     def observe(self, *, method: str, route: str | None, status: int, seconds: float) -> None:
         """A request has ended. `route` is the template that matched, if one did."""
         known = method if method in _METHODS else OTHER
-        self._requests.labels(known, route or OTHER, str(status)).observe(seconds)
+        _, requests = self._of_process
+        requests.labels(known, route or OTHER, str(status)).observe(seconds)
 
     def exposition(self, measured: Measured | None, *, broker_is_up: bool, accept: str) -> tuple[bytes, str]:
         """The text and its media type, which `accept` chooses."""
         from prometheus_client.exposition import choose_encoder
 
         encode, media_type = choose_encoder(accept)
-        return encode(_Families([*self._registry.collect(), *_of_service(measured, broker_is_up)])), media_type
+        registry, _ = self._of_process
+        return encode(_Families([*registry.collect(), *_of_service(measured, broker_is_up)])), media_type
 
 
 @dataclass(frozen=True)

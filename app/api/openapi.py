@@ -167,13 +167,13 @@ _RECEIVER: dict[int | str, dict[str, Any]] = {
 
 
 def install(app: FastAPI) -> None:
-    for event_type in JobEventType:
-        _describe(app, event_type, _tell)
-    _describe(app, TEST, _test)
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
+            for event_type in JobEventType:
+                _describe(app, event_type, _tell)
+            _describe(app, TEST, _test)
             app.openapi_schema = _called_by_title(_mended(generate()))
         return app.openapi_schema
 
