@@ -7,6 +7,7 @@ grouped convolution, which is that of several networks at once, it does group by
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -17,13 +18,15 @@ from worker.engine import kernels
 
 _OUTS, _APART, _SHARES = 16, 20, 16
 """As in `convolve.cu`."""
-_EACH = 8
+_EACH = 4
 """Output channels of a thread."""
 _INS = 16
 """Input channels of a block, at most."""
 _THREADS = 512
 _ROOM = 36 * 1024
-"""Bytes of shared memory that a block takes at most: some blocks are to fit on a processor."""
+_ROOM_OF_WEIGHTS = 36 * 1024
+"""Bytes of shared memory that a block takes at most, for the convolution and the gradient by the weights: some blocks
+are to fit on a processor."""
 
 
 def convolved(images: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
@@ -60,7 +63,7 @@ def _applied(images: Tensor, weight: Tensor, groups: int, *, narrow: bool) -> Te
     if narrow:
         read, by = images.to(torch.bfloat16), weight.to(torch.bfloat16)
         return functional.conv2d(read, by, padding=padding, groups=groups).float()
-    tiles = _Tiles.of(images, weight)
+    tiles = _Tiles.of(images, weight, lambda tiles: tiles.bytes <= _ROOM)
     width_out, width_in = weight.shape[0] // groups, weight.shape[1]
     height, width = images.shape[-2:]
     out = images.new_empty(len(images), groups * width_out, height, width)
@@ -73,7 +76,7 @@ def _applied(images: Tensor, weight: Tensor, groups: int, *, narrow: bool) -> Te
 
 def _by_weight(images: Tensor, gradient: Tensor, shape: torch.Size, groups: int) -> Tensor:
     out = images.new_empty(shape)
-    tiles = _Tiles.of(images, out)
+    tiles = _Tiles.of(images, out, lambda tiles: tiles.bytes_of_weights <= _ROOM_OF_WEIGHTS)
     width_out, width_in, kernel = shape[0] // groups, shape[1], shape[2]
     blocks = len(images) * -(-images.shape[-2] // tiles.rows)
     parts = images.new_empty(blocks, *shape)
@@ -96,15 +99,15 @@ class _Tiles(NamedTuple):
     slices: int
 
     @classmethod
-    def of(cls, images: Tensor, weight: Tensor) -> _Tiles:
-        """In as few blocks as have room."""
+    def of(cls, images: Tensor, weight: Tensor, fits: Callable[[_Tiles], bool]) -> _Tiles:
+        """In as few blocks as fit."""
         height, width = images.shape[-2:]
         ins, kernel = min(weight.shape[1], _INS), weight.shape[-1]
         for count in range(1, height + 1):
             rows = -(-height // count)
             slices = max(1, min(rows, _THREADS // (_OUTS // 4 * ins * kernel)))
             found = cls(height, width, kernel, rows, ins, slices)
-            if max(found.bytes, found.bytes_of_weights) <= _ROOM:
+            if fits(found):
                 break
         return found
 

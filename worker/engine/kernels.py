@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+_thread = threading.local()
 
 
 def usable(images: Tensor) -> bool:
@@ -33,6 +36,11 @@ def launch(
     **constants: int,
 ) -> None:
     """The kernel of that name in a file beside this one, its constants defined, on the current stream."""
+    if not hasattr(_thread, "has_context"):
+        # The driver, which launches them, wants the device's context to be the thread's. PyTorch makes it that with the
+        # first thing that it does there itself; autograd's threads may come here before.
+        torch.zeros(1, device="cuda")
+        _thread.has_context = True
     kernel = _compiled(file, name, tuple(constants.items()))
     kernel(grid=grid, block=(*threads, 1), args=list(arguments), shared_mem=shared_bytes)
 

@@ -29,8 +29,8 @@ class Way(NamedTuple):
 def way(courses: Sequence[Course], device: torch.device, where: Where = "gpu") -> Way:
     """What is faster for these members of one shape; "any" is for whoever knows better.
 
-    A GPU is mostly idle while it trains one: on an H100, a step of 16 default networks took 2.8 ms together, and one
-    step of one alone 0.76 ms, captured, by the best kernels there are for it. A CPU is not: 16 took 1.3 times as long
+    A GPU is partly idle while it trains one: on an H200, a step of 16 default networks took 3.1 ms together, and one
+    step of one alone 0.49 ms, by the same kernels. A CPU is not: 16 took 1.3 times as long
     together as one after another, on one thread. Small networks (widths 4, 4, 8 and 16) took 0.55 times as long there,
     and batches of 10 images 0.8 times; but jobs of their own go to all workers, which with two of them is as good, and
     there no member waits for the others.
