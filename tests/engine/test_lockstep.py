@@ -40,7 +40,7 @@ SGD = {"optimizer": {"name": "sgd"}, "learning_rate": 0.01}
 
 def _spec(seed: int, **overrides: object) -> Document:
     penalty = {"penalty": "l2", "strength": 0.001 * (seed + 1)}
-    return train_spec(training={"epochs": 1, "seed": seed, **SGD}, regularization=penalty, **overrides)
+    return train_spec(training={"epochs": 1, "seed": seed, "device": "cpu", **SGD}, regularization=penalty, **overrides)
 
 
 NOTHING: Mapping[int, Any] = MappingProxyType({})
@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_trained_by_itself(tmp_path: Path) -> None:
 
 def test_one_that_fails_fails_alone(tmp_path: Path) -> None:
     """So strong a penalty drives the weights out of all bounds."""
-    training = {"epochs": 4, "optimizer": {"name": "sgd", "momentum": 0}, "learning_rate": 0.3}
+    training = {"epochs": 4, "device": "cpu", "optimizer": {"name": "sgd", "momentum": 0}, "learning_rate": 0.3}
     specs = [
         train_spec(training=training, regularization={"penalty": "l1", "strength": strength})
         for strength in (0.05, 1.0, 0.3)

@@ -25,7 +25,7 @@ SWEEP = sweep_spec(base=train_spec(training={"epochs": EPOCHS, **SGD}), grid={"s
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One worker, which trains members together, though it has no GPU."""
     state = tmp_path_factory.mktemp("together") / "state"
-    env = SETTINGS | {"SECATEUR_WORKER_TOGETHER_ON": "any"}
+    env = SETTINGS | {"SECATEUR_WORKER_TOGETHER": "16", "SECATEUR_WORKER_TOGETHER_ON": "any"}
     with (
         stack(state_dir=state, workers=1, durable=False, env=env, notify=lambda _: None) as running,
         client_of(running) as http,

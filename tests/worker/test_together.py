@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
+import torch
 from sqlalchemy import event
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -25,7 +26,7 @@ from worker.runner import Runtime, run_job
 TERMS = Terms(retention_days=1, limits=NO_LIMITS)
 SGD = {"optimizer": {"name": "sgd"}, "learning_rate": 0.01}
 """It does not blow rounding up, as Adam does."""
-BASE = train_spec(training={"epochs": 1, **SGD})
+BASE = train_spec(training={"epochs": 1, "device": "cpu", **SGD})
 SEEDS = [1, 2, 3]
 
 Sweep = Callable[..., Sequence[str]]
@@ -119,6 +120,14 @@ def test_by_default_a_cpu_runs_one_after_another(runtime: Runtime, submit_sweep:
     assert _together(runtime, read, members[:1]) == [None]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that CUDA drives")
+def test_by_default_a_gpu_runs_all_at_once(runtime: Runtime, submit_sweep: Sweep, read: Read) -> None:
+    *members, _ = submit_sweep(base={**BASE, "training": {"epochs": 1, **SGD}})
+    run_job(members[0], replace(runtime, together=Together(16)))
+    assert _statuses(read, members) == ["succeeded"] * 3
+    assert _together(runtime, read, members) == [3] * 3
+
+
 def test_no_more_are_claimed_than_a_worker_may_train_at_once(worker: Runtime, submit_sweep: Sweep, read: Read) -> None:
     *members, _ = submit_sweep()
     run_job(members[0], replace(worker, together=Together(2, "any")))
@@ -171,7 +180,7 @@ def test_jobs_of_no_sweep_and_of_another_stay_where_they_are(
 def test_one_that_is_cancelled_leaves_and_the_others_go_on(
     worker: Runtime, submit_sweep: Sweep, read: Read, sessions: sessionmaker[Session]
 ) -> None:
-    *members, _ = submit_sweep(base={**BASE, "training": {"epochs": 30, **SGD}})
+    *members, _ = submit_sweep(base={**BASE, "training": {**BASE["training"], "epochs": 30}})
     cancelled: list[str] = []
 
     @event.listens_for(sessions, "after_commit")
@@ -204,7 +213,7 @@ def test_what_a_worker_is_at_is_a_job_that_has_not_ended(worker: Runtime, submit
 
 def test_one_that_fails_fails_alone(worker: Runtime, submit_sweep: Sweep, read: Read) -> None:
     """So strong a penalty drives the weights out of all bounds."""
-    training = {"epochs": 4, "optimizer": {"name": "sgd", "momentum": 0}, "learning_rate": 0.3}
+    training = {"epochs": 4, "device": "cpu", "optimizer": {"name": "sgd", "momentum": 0}, "learning_rate": 0.3}
     base = train_spec(training=training, regularization={"penalty": "l1"})
     *members, sweep_id = submit_sweep(base=base, grid={"strengths": [0.05, 1, 0.3]})
 
