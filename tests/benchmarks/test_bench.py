@@ -13,6 +13,7 @@ from benchmarks.bench import source
 from benchmarks.bench.__main__ import keep, measured
 from benchmarks.bench.apart import timed, workers
 from benchmarks.bench.drawing import draw
+from benchmarks.bench.growth import exponent
 from benchmarks.bench.measuring import Setting, in_turn
 from benchmarks.bench.parts import PARTS, Measured
 from benchmarks.bench.rows import Machine, Part, Results, Row
@@ -63,6 +64,12 @@ def test_verdicts() -> None:
     assert verdict(_FASTER) == "yes"
     assert verdict(_FASTER.model_copy(update={"aim": 3.0})) == "aim"
     assert verdict(_DEARER) == "**no**"
+
+
+def test_an_exponent_is_the_slope_of_logarithms() -> None:
+    assert exponent([1, 2, 4], [3.0, 6.0, 12.0]) == pytest.approx(1)
+    assert exponent([1, 2, 4], [5.0, 20.0, 80.0]) == pytest.approx(2)
+    assert exponent([6_000, 60_000], [7.0, 7.0]) == pytest.approx(0)
 
 
 def test_measures_take_turns() -> None:
