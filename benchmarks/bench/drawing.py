@@ -24,14 +24,8 @@ def draw(results: Results) -> bytes:
         margin = row.margin
         assert margin is not None
         axes.barh(place, math.log(margin), height=0.6, color=_color(row))
-        axes.text(
-            math.log(margin) + math.copysign(0.04, math.log(margin)),
-            place,
-            _told(row),
-            va="center",
-            ha="left" if margin >= 1 else "right",
-            fontsize=8,
-        )
+        # In a column beside the bars, where no stroke crosses it.
+        axes.text(1.01, place, _told(row), transform=axes.get_yaxis_transform(), va="center", fontsize=8)
         if row.aim is not None and row.must is not None:
             aim = row.aim / row.must if row.more_is_better else row.must / row.aim
             axes.plot([math.log(aim)] * 2, [place - 0.42, place + 0.42], color=_AIM, linewidth=2)
@@ -40,7 +34,7 @@ def draw(results: Results) -> bytes:
     margins = [row.margin for row in rows if row.margin is not None]
     aims = [row.aim / row.must if row.more_is_better else row.must / row.aim for row in rows if row.aim and row.must]
     least, most = min([0.8, *margins]), max([2.5, *margins, *aims])
-    axes.set_xlim(math.log(least) - 0.6, math.log(most) + 0.9)
+    axes.set_xlim(math.log(least) - 0.1, math.log(most) + 0.1)
     axes.set_ylim(-0.7, max(1, len(rows)) - 0.3)
     shown = [tick for tick in _TICKS if least / 2 <= tick <= most * 2]
     axes.xaxis.set_major_locator(FixedLocator([math.log(tick) for tick in shown]))

@@ -51,7 +51,7 @@ def workers(setting: Setting) -> tuple[Sequence[Row], str]:
     """Jobs without a training: prunings of one checkpoint."""
     jobs, many = setting.work(QUEUE, 6), setting.work(WORKERS, 2)
     alone, together = [], []
-    for _ in range(setting.rounds(2)):
+    for _ in range(setting.rounds(1)):  # of minutes each
         alone.append(_seconds_for_queue(jobs, workers=1))
         together.append(_seconds_for_queue(jobs, workers=many))
     cores = usable_cores()
