@@ -13,7 +13,8 @@ from tests.faults.conftest import client_of
 from tests.specs import Document, ended, read, submit, sweep_spec, train_spec
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.timeout(300)
+# Long trainings, at many times the work of others: beside another process of tests they would not be done in time.
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
 SEEDS = [1, 2, 3, 4]
 EPOCHS = 40
