@@ -87,15 +87,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.changes = changes
     app.state.metrics = Metrics()
-    app.state.routes = []
-    for module in (jobs, compare, checkpoints, datasets, artifacts, webhooks, quotas, catalogue, health, metrics):
-        app.include_router(module.router, dependencies=[Depends(only_known_parameters)])
-        app.state.routes += module.router.routes
+    _include_routes(app)
     problems.install(app)
     openapi.install(app)
     _bound_bodies(app, settings)
     app.add_middleware(RequestContext, metrics=app.state.metrics)  # the last one added is the outermost
     return app
+
+
+def _include_routes(app: FastAPI) -> None:
+    app.state.routes = []
+    for module in (jobs, compare, checkpoints, datasets, artifacts, webhooks, quotas, catalogue, health, metrics):
+        app.include_router(module.router, dependencies=[Depends(only_known_parameters)])
+        app.state.routes += module.router.routes
 
 
 def _spans(traces: TracerProvider) -> TelemetryConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +18,7 @@ from app.contract.spec import ModelSpec, parse_spec
 from app.contract.status import Phase
 from app.contract.training import TrainingSpec
 from tests.engine.conftest import Listener, run
+from tests.engine.together import Keeping, Power
 from tests.specs import Document, train_spec
 from worker.engine import pipeline
 from worker.engine.data import DatasetStore
@@ -29,7 +30,7 @@ from worker.engine.observer import Observer
 from worker.engine.placed import Placed
 from worker.engine.plan import Course
 from worker.engine.progress import Progress
-from worker.engine.resume import Recovery, TrainingState
+from worker.engine.resume import Recovery
 from worker.engine.together import Member
 
 ANY = Together(16, "any")
@@ -275,27 +276,12 @@ def test_what_ends_the_process_amid_the_work_of_one_leaves_what_is_done(tmp_path
     assert list((tmp_path / "1").iterdir()) == list((tmp_path / "2").iterdir()) == []
 
 
-class _Power(Exception):
-    """The power went."""
-
-
-class _Keeping(Listener):
-    def __init__(self, path: Path, step: int) -> None:
-        super().__init__()
-        self._path, self._step = path, step
-
-    def checkpoint(self, state: Callable[[], TrainingState], epoch_ended: bool) -> None:
-        if self.steps[-1][0] == self._step:
-            self._path.write_bytes(state().to_bytes())
-            raise _Power
-
-
 def _interrupted(folder: Path, specs: Sequence[Document], steps: Sequence[int]) -> Mapping[int, Recovery]:
     """To go on from, of runs whose power went at these steps."""
     paths = [folder / f"{number}.pt" for number in range(len(specs))]
-    keeping = {number: _Keeping(path, step) for number, (path, step) in enumerate(zip(paths, steps, strict=True))}
+    keeping = {number: Keeping(path, step) for number, (path, step) in enumerate(zip(paths, steps, strict=True))}
     ran = Ran(folder / "cut short", specs, heard=keeping)
-    assert [type(each.failure) for each in ran.runs] == [_Power] * len(specs)
+    assert [type(each.failure) for each in ran.runs] == [Power] * len(specs)
     return {number: Recovery(2, (path,)) for number, path in enumerate(paths)}
 
 
