@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from worker.engine.data import Dataset, DatasetStore
 from worker.engine.evaluate import evaluate
 from worker.engine.model import fresh
 from worker.engine.observer import Observer
+from worker.engine.placed import Placed
 from worker.engine.plan import Course
 from worker.engine.progress import Progress
 from worker.engine.seeding import reproducible
@@ -41,8 +42,8 @@ def load(setting: Setting) -> Dataset:
 
 
 def examples(dataset: Dataset, count: int | None = None, on: torch.device = CPU) -> Examples:
-    (images, labels), validation = dataset.split(0)
-    return Examples(*(tensor.to(on) for tensor in (images[:count], labels[:count], *validation)))
+    whole = Placed().examples(dataset, 0, on)
+    return replace(whole, images=whole.images[:count], labels=whole.labels[:count])
 
 
 @dataclass(frozen=True)

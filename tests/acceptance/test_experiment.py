@@ -47,7 +47,7 @@ def test_set(mnist_dir: Path | None) -> tuple[Tensor, Tensor]:
         mnist = MNIST(str(mnist_dir), train=False)
         return mnist.data.unsqueeze(1) / 255, mnist.targets
     digits = DatasetStore(None, download=False).load(DatasetName.DIGITS)
-    return digits.test_images, digits.test_labels
+    return digits.test_images / 255, digits.test_labels
 
 
 @pytest.fixture(params=["plain", "l1"])

@@ -25,6 +25,7 @@ from worker.engine.errors import NonFiniteLoss
 from worker.engine.model import fresh
 from worker.engine.normalize import Affine, Running, normalized
 from worker.engine.observer import Observer
+from worker.engine.placed import Placed
 from worker.engine.plan import Course
 from worker.engine.pooling import MaxPool
 from worker.engine.progress import Progress
@@ -66,7 +67,8 @@ def gpu() -> torch.device:
 @pytest.fixture(scope="module")
 def examples(gpu: torch.device) -> Examples:
     digits = DatasetStore(None).load(DatasetName.DIGITS)
-    images, labels = digits.train_images.to(gpu), digits.train_labels.to(gpu)
+    whole = Placed().examples(digits, 0, gpu)
+    images, labels = whole.images, whole.labels
     return Examples(images[:250], labels[:250], images[250:400], labels[250:400])
 
 

@@ -14,6 +14,7 @@ from app.contract.datasets import DATASETS, DatasetName
 from worker.engine.data import DatasetStore
 from worker.engine.errors import DatasetUnavailable
 from worker.engine.idx import BrokenIdx, read_images, read_labels
+from worker.engine.pixels import scaled
 
 DIGITS = DatasetStore(None).load(DatasetName.DIGITS)
 
@@ -28,16 +29,16 @@ def test_digits_are_scikit_learns_split_by_class() -> None:
     assert torch.all((shares - 360 / 1_797).abs() < 0.005)
 
 
-def test_digits_are_28_by_28_and_between_0_and_1() -> None:
+def test_digits_are_28_by_28_and_bytes_from_0_to_255() -> None:
     for images in (DIGITS.train_images, DIGITS.test_images):
         assert images.shape[1:] == (1, 28, 28)
-        assert images.dtype is torch.float32
-        assert (float(images.min()), float(images.max())) == (0.0, 1.0)
+        assert images.dtype is torch.uint8
+        assert (int(images.min()), int(images.max())) == (0, 255)
 
 
 def test_enlarging_keeps_the_brightness_of_each_image() -> None:
     small = torch.tensor(load_digits().images, dtype=torch.float32).mean(dim=(1, 2)) / 16
-    large = torch.cat([DIGITS.train_images, DIGITS.test_images]).mean(dim=(1, 2, 3))
+    large = scaled(torch.cat([DIGITS.train_images, DIGITS.test_images])).mean(dim=(1, 2, 3))
 
     assert torch.allclose(small.sort().values, large.sort().values, atol=0.02)
 

@@ -22,14 +22,16 @@ from worker.engine.data import DatasetStore
 from worker.engine.evidence import class_reports, exports, refuse_disagreement
 from worker.engine.model import Cnn, fresh
 from worker.engine.onnx_graph import check, plain_model
+from worker.engine.pixels import scaled
 from worker.engine.unpack import unpack
 
 DIGITS = DatasetStore(None).load(DatasetName.DIGITS)
+IMAGES = scaled(DIGITS.test_images)
 
 
 def _onnx(path: Path) -> NDArray[np.float32]:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    logits: NDArray[np.float32] = session.run(["logits"], {"images": DIGITS.test_images.numpy()})[0]
+    logits: NDArray[np.float32] = session.run(["logits"], {"images": IMAGES.numpy()})[0]
     return logits
 
 
@@ -37,7 +39,7 @@ def _onnx(path: Path) -> NDArray[np.float32]:
 def _plain(folder: Path) -> NDArray[np.float32]:
     network = Cnn((4, 4, 8), 16)
     network.load_state_dict(load_file(folder / "model.safetensors"))
-    logits: NDArray[np.float32] = network.eval()(DIGITS.test_images).numpy()
+    logits: NDArray[np.float32] = network.eval()(IMAGES).numpy()
     return logits
 
 
@@ -47,7 +49,7 @@ def test_every_form_of_the_network_says_the_same(request: pytest.FixtureRequest,
     wanted = _plain(run.folder)
 
     with torch.no_grad():
-        compact = build(load(run.folder / "compact.safetensors"))(DIGITS.test_images).numpy()
+        compact = build(load(run.folder / "compact.safetensors"))(IMAGES).numpy()
 
     for logits in (compact, _onnx(run.folder / "model.onnx"), _onnx(run.folder / "compact.onnx")):
         assert np.abs(logits - wanted).max() < 1e-4 * max(1, np.abs(wanted).max())
@@ -110,7 +112,7 @@ def test_agreement_is_the_share_of_equal_answers(l1: Run) -> None:
     network = Cnn((4, 4, 8), 16)
     network.load_state_dict(load_file(l1.folder / "dense.safetensors"))
     with torch.no_grad():
-        dense = network.eval()(DIGITS.test_images).numpy().argmax(1)
+        dense = network.eval()(IMAGES).numpy().argmax(1)
 
     assert l1.report.agreement == pytest.approx((dense == _plain(l1.folder).argmax(1)).mean())
 
@@ -141,7 +143,7 @@ def test_the_code_in_the_docs_loads_the_compact_network(l1: Run, monkeypatch: py
     logits = there["logits"]
     assert callable(logits)
     with torch.no_grad():
-        found = logits(DIGITS.test_images).numpy()
+        found = logits(IMAGES).numpy()
     assert np.abs(found - _plain(l1.folder)).max() < 1e-4 * np.abs(found).max()
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "worker" / "engine"))
     exec(second, there)
@@ -160,7 +162,7 @@ def test_an_ill_conditioned_network_is_exported_and_no_failure(plain: Run) -> No
     state["layer1.1.running_mean"] = 1e-3 * state["layer1.1.running_mean"] + 1000
     state["layer1.1.running_var"] *= 1e-6
 
-    told = exports(ModelSpec(channels=(4, 4, 8), hidden=16), MNIST_SHAPE, state, state, DIGITS.test_images[:8])
+    told = exports(ModelSpec(channels=(4, 4, 8), hidden=16), MNIST_SHAPE, state, state, IMAGES[:8])
 
     assert max(told.compact.differences.values()) > 1e-3
     assert set(told.files) == {"compact.safetensors", "compact.onnx", "model.onnx", "packed.npz"}
@@ -185,7 +187,7 @@ def test_every_form_of_a_network_takes_the_images_of_its_data_set(tmp_path: Path
 
 def test_a_wrong_graph_is_told_from_rounding(plain: Run) -> None:
     state = load_file(plain.folder / "dense.safetensors")
-    network, images = Cnn((4, 4, 8), 16), DIGITS.test_images[:8]
+    network, images = Cnn((4, 4, 8), 16), IMAGES[:8]
     network.load_state_dict(state)
     network.eval()
     right, wrong = plain_model(state), plain_model(state | {"fc2.bias": state["fc2.bias"] + 0.1})

@@ -17,6 +17,7 @@ from worker.engine.convolve import convolved
 from worker.engine.errors import NonFiniteLoss
 from worker.engine.model import fresh
 from worker.engine.normalize import Affine, Running, normalized
+from worker.engine.placed import Placed
 from worker.engine.progress import Progress
 from worker.engine.pruning import Mask
 from worker.engine.seeding import reproducible
@@ -36,7 +37,8 @@ def _reproducible() -> Iterator[None]:
 
 
 def _examples(count: int = 950) -> Examples:
-    images, labels = DIGITS.train_images.to(CUDA), DIGITS.train_labels.to(CUDA)
+    whole = Placed().examples(DIGITS, 0, CUDA)
+    images, labels = whole.images, whole.labels
     return Examples(images[:count], labels[:count], images[count : count + 200], labels[count : count + 200])
 
 

@@ -104,8 +104,7 @@ def test_learning_brings_the_loss_down() -> None:
 
 def test_a_loss_that_is_no_number_stops_ahead_of_the_step_that_would_spoil_the_weights() -> None:
     network = fresh(MODEL, 0)
-    images = IMAGES.clone()
-    images[:] = torch.inf
+    images = torch.full(IMAGES.shape, torch.inf)
     before = {name: tensor.clone() for name, tensor in network.named_parameters()}
 
     with pytest.raises(NonFiniteLoss, match="training step 1"):

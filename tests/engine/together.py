@@ -20,6 +20,8 @@ from tests.specs import Document
 from worker.engine.data import DatasetStore
 from worker.engine.model import fresh
 from worker.engine.observer import Observer
+from worker.engine.pixels import scaled
+from worker.engine.placed import Placed
 from worker.engine.plan import Course
 from worker.engine.progress import Progress
 from worker.engine.pruning import Mask
@@ -34,7 +36,8 @@ MODEL = ModelSpec(channels=(2, 2, 4), hidden=8)
 
 def examples(count: int = 60, validation: int = 0, dtype: torch.dtype = torch.float64) -> Examples:
     """Double precision tells wrong arithmetic from rounding, which Adam blows up: it divides by what it divides."""
-    images, labels = DIGITS.train_images[: count + validation].to(dtype), DIGITS.train_labels[: count + validation]
+    whole = Placed().examples(DIGITS, 0, torch.device("cpu"))
+    images, labels = scaled(whole.images[: count + validation]).to(dtype), whole.labels[: count + validation]
     return Examples(images[:count], labels[:count], images[count:], labels[count:])
 
 

@@ -8,6 +8,7 @@ from app.contract.network import KERNELS, MNIST_ENDS, POOLED, Ends
 from app.contract.spec import ModelSpec
 from worker.engine.convolve import convolved
 from worker.engine.normalize import Affine, Running, applies_to, normalized
+from worker.engine.pixels import scaled
 from worker.engine.pooling import MaxPool
 from worker.engine.seeding import seeded
 
@@ -16,8 +17,8 @@ EPSILON = 1e-5
 
 
 class Cnn(nn.Module):
-    """Three convolutional layers and two linear ones, nothing between those two: images [N, channels, height, width] →
-    logits [N, classes]."""
+    """Three convolutional layers and two linear ones, nothing between those two: images [N, channels, height, width],
+    bytes or floats in [0, 1], → logits [N, classes]."""
 
     def __init__(self, channels: tuple[int, int, int], hidden: int, ends: Ends = MNIST_ENDS) -> None:
         super().__init__()
@@ -29,7 +30,7 @@ class Cnn(nn.Module):
         self.fc2 = nn.Linear(hidden, ends.classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.layer3(self.layer2(self.layer1(images)))
+        features: Tensor = self.layer3(self.layer2(self.layer1(scaled(images))))
         logits: Tensor = self.fc2(self.fc1(features.flatten(start_dim=1)))
         return logits
 

@@ -46,11 +46,13 @@ from worker.engine.importing import read_upload
 from worker.engine.lockstep import Whole, carry_out
 from worker.engine.model import Cnn, fresh
 from worker.engine.observer import Observer
+from worker.engine.pixels import scaled
 from worker.engine.placed import Placed
 from worker.engine.plan import Course, plan
 from worker.engine.progress import Progress, state_of
 from worker.engine.pruning import Mask
 from worker.engine.resources import (
+    FLOAT,
     memory_beside,
     refuse_dataset_that_does_not_fit,
     refuse_import_that_does_not_fit,
@@ -176,9 +178,9 @@ def _carry_out(
     teachers = _teachers(spec, shape.ends, at)
     stages = plan(spec, model.shapes(shape.ends), mask)
     _refuse_precision(spec, at.device)
-    copied = dataset.train_images.numel() if spec.dataset.validation_images else 0
-    if at.device.type == "cuda":  # all images are to lie there
-        copied = dataset.train_images.numel() + dataset.test_images.numel()
+    copied = dataset.train_images.nbytes if spec.dataset.validation_images else 0
+    if at.device.type == "cuda":  # all images are to lie there, as floats
+        copied = FLOAT * dataset.size
     widths = [each.model for each in teachers.values()]
     refuse_what_does_not_fit(model, stages, at.device, at.out, shape, copied, widths)
     resumed = at.recovery.latest(dataset.sha256)
@@ -243,7 +245,7 @@ def _publish(
         accuracy_after=accuracies[last],
         labels=candidate.dataset.test_labels,
         predictions_before=predictions[BEFORE],
-        probes=candidate.dataset.test_images[:PROBES],
+        probes=scaled(candidate.dataset.test_images[:PROBES]),
         predictions_after=predictions[last],
         sensitivity=told,
     )
@@ -339,7 +341,7 @@ def _load_data(dataset: DatasetSpec, at: Workplace) -> Dataset:
         return at.datasets.load(dataset.name)
     assert dataset.id is not None  # one of the two
     path = at.inputs[dataset.id] / DATASET
-    refuse_dataset_that_does_not_fit(path)
+    refuse_dataset_that_does_not_fit(path, at.device)
     return at.datasets.read(dataset.id, path)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.data import Dataset
+from worker.engine.pixels import scaled
 from worker.engine.train import Examples
 
 
@@ -20,13 +21,20 @@ class Placed:
         """The training images, without those for validation; the same object each time."""
         key = (dataset.sha256, validation_images, device)
         if key not in self._examples:
-            train_part, validation = dataset.split(validation_images)
-            self._examples[key] = Examples(*(tensor.to(device) for tensor in (*train_part, *validation)))
+            (images, labels), (held_out, their_labels) = dataset.split(validation_images)
+            self._examples[key] = Examples(
+                _placed(images, device), labels.to(device), _placed(held_out, device), their_labels.to(device)
+            )
         return self._examples[key]
 
     def test(self, dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
         """The test images and their labels."""
         key = (dataset.sha256, device)
         if key not in self._test:
-            self._test[key] = dataset.test_images.to(device), dataset.test_labels.to(device)
+            self._test[key] = _placed(dataset.test_images, device), dataset.test_labels.to(device)
         return self._test[key]
+
+
+def _placed(images: Tensor, device: torch.device) -> Tensor:
+    """As bytes, but for a GPU: it has the memory, and divides with another last bit than a CPU does."""
+    return images if device.type == "cpu" else scaled(images).to(device)

@@ -55,12 +55,12 @@ def refuse_what_does_not_fit(
     copied: int = 0,
     teachers: Sequence[ModelSpec] = (),
 ) -> None:
-    """`shape` is that of the data set, `copied` are numbers that are copied out of it. Raises OutOfMemory or DiskFull,
+    """`shape` is that of the data set, `copied` are bytes that are copied out of it. Raises OutOfMemory or DiskFull,
     with what is needed and what is free."""
     or_teacher = ", a smaller teacher" if teachers else ""
     hint = f"take a smaller batch_size{or_teacher} or smaller widths, or submit again when less is running there"
     needed = memory_needed(model, stages, teachers, shape, captured=device.type == "cuda")
-    _refuse_memory(needed + FLOAT * copied, device, hint)
+    _refuse_memory(needed + copied, device, hint)
     states = PUBLISHED + (CHECKPOINTS * (3 + _kept(stages)) if any(isinstance(each, Course) for each in stages) else 0)
     _refuse_disk(states * FLOAT * model.parameters(shape.ends), out)
 
@@ -72,10 +72,12 @@ def refuse_import_that_does_not_fit(size: int, out: Path) -> None:
     _refuse_disk(IMPORT_PUBLISHED * size, out)
 
 
-def refuse_dataset_that_does_not_fit(path: Path) -> None:
-    """Of an uploaded data set, as it is kept, as floats beside its bytes. Raises OutOfMemory."""
+def refuse_dataset_that_does_not_fit(path: Path, device: torch.device) -> None:
+    """Of an uploaded data set, as it is kept: as it is read and once more, and for a GPU as floats on the way there.
+    Raises OutOfMemory."""
     hint = "take a smaller data set, or submit again when less is running there"
-    _refuse_memory(OVERHEAD + (1 + FLOAT) * path.stat().st_size, torch.device("cpu"), hint)
+    times = 2 if device.type == "cpu" else 2 + FLOAT
+    _refuse_memory(OVERHEAD + times * path.stat().st_size, torch.device("cpu"), hint)
 
 
 def _refuse_memory(needed: int, device: torch.device, hint: str) -> None:

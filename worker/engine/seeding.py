@@ -37,11 +37,11 @@ def reproducible(device: torch.device) -> Iterator[None]:
     """
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or PyTorch refuses it
-    strict = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    strictness = torch.get_deterministic_debug_mode()
     filled = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     threads = torch.get_num_threads()
-    torch.use_deterministic_algorithms(True)
+    # Not `use_deterministic_algorithms`, which tells PyTorch's compiler too, and imports it for that.
+    torch.set_deterministic_debug_mode("error")
     # Nothing here reads memory before writing it, and to fill it costs a tenth of a training step.
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
@@ -50,4 +50,4 @@ def reproducible(device: torch.device) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
-        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(strictness)

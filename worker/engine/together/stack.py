@@ -14,6 +14,7 @@ from worker.engine import kernels
 from worker.engine.convolve import convolved
 from worker.engine.model import EPSILON
 from worker.engine.normalize import Affine, Running, normalized
+from worker.engine.pixels import scaled
 from worker.engine.pooling import MaxPool
 
 MOMENTUM = 0.1
@@ -40,11 +41,11 @@ class Stack:
         return len(self.networks)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Images [members, batch, channels, height, width] → [members, batch, classes], in training mode: BatchNorm
-        normalizes by the batch, and its running statistics go on."""
+        """Images [members, batch, channels, height, width], bytes or floats in [0, 1], → [members, batch, classes], in
+        training mode: BatchNorm normalizes by the batch, and its running statistics go on."""
         members, batch = images.shape[:2]
-        layer = self._by_kernels if kernels.usable(images) else self._by_pytorch
-        x = images.transpose(0, 1).flatten(1, 2)
+        x = scaled(images).transpose(0, 1).flatten(1, 2)
+        layer = self._by_kernels if kernels.usable(x) else self._by_pytorch
         for number, pooled in enumerate(POOLED, start=1):
             x = layer(x, number, pooled=pooled)
             self.tensors[f"layer{number}.1.num_batches_tracked"].add_(1)
