@@ -13,6 +13,8 @@ from typing import Any
 import app
 
 HEAVY = ("torch", "torchvision", "matplotlib", "worker")
+UNUSED = ("torch._dynamo", "torch._inductor", "sympy", "triton", "torchvision", "sklearn", "scipy")
+"""By a worker: PyTorch's compiler and what it brings, and the libraries of which it reads no more than a file."""
 LARGEST_SHARE = 1 / 6
 
 IMPORT_EACH = """
@@ -32,6 +34,15 @@ import json, resource, sys
 for name in json.loads(sys.argv[1]):
     __import__(name)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+WARMED = """
+import json, sys
+from worker.engine import pipeline
+from worker.engine.data import DatasetStore
+pipeline.warm_up()
+DatasetStore(None).load("digits")
+print(json.dumps([name for name in json.loads(sys.argv[1]) if name in sys.modules]))
 """
 
 # A process starts with the peak of whoever started it, and pytest's is large: a small one stands in between.
@@ -62,3 +73,8 @@ def test_the_api_takes_at_most_a_sixth_of_the_memory_that_it_takes_with_torch(ro
     """What its start takes of time, `make bench` tells: a processor's seconds are no matter of right or wrong."""
     light, heavy = _memory(root, "app.api.main"), _memory(root, "app.api.main", "torch")
     assert light <= LARGEST_SHARE * heavy
+
+
+def test_a_worker_brings_nothing_that_it_does_not_use(root: Path) -> None:
+    """A quarter of a gigabyte in each, and half of its start."""
+    assert _run(root, WARMED, UNUSED) == []
