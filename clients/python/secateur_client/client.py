@@ -10,7 +10,8 @@ from typing import Any, Self
 
 import httpx
 
-from secateur_client.calls import PAGE_SIZE, RETRY_SECONDS, Calls, JobRef, http_options
+from secateur_client.calls import PAGE_SIZE, Calls, JobRef
+from secateur_client.exchange import RETRY_SECONDS, http_options
 from secateur_client.resources import (
     Artifact,
     Comparison,
