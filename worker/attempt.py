@@ -14,8 +14,9 @@ from sqlalchemy.orm import Session
 from app.contract.artifacts import ARTIFACTS
 from app.contract.failure import Failure, FailureCode
 from app.contract.result import Result
-from app.contract.spec import StoredSpec, UploadSpec, parse_stored
+from app.contract.spec import StoredSpec, parse_stored
 from app.contract.status import Phase, Status
+from app.contract.uploads import UploadSpec
 from app.db import attempts
 from app.db.attempts import Checkpoint, Claim, NewArtifact
 from app.db.session import AWAY

@@ -8,8 +8,9 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from app.contract.artifacts import DATASET
-from app.contract.spec import CompareSpec, StoredSpec, SweepSpec, UploadSpec, checkpoints
+from app.contract.spec import CompareSpec, StoredSpec, SweepSpec, checkpoints
 from app.contract.status import Status
+from app.contract.uploads import UploadSpec
 from app.db import jobs
 from app.db.attempts import Claim
 from app.db.models import ArtifactRow

@@ -16,8 +16,9 @@ from starlette.concurrency import run_in_threadpool
 
 from app.api.sharing import Shared
 from app.contract.explain import FieldError, unknown
+from app.contract.job import MAX_LABELS, Label
 from app.contract.patch import JobPatch
-from app.contract.spec import MAX_LABELS, AnySpec, Label
+from app.contract.spec import AnySpec
 from app.contract.webhooks import NewWebhook, WebhookPatch
 from app.core.errors import Forbidden, InvalidParameter, Unauthenticated, UnsupportedMediaType
 from app.core.limits import UNLIMITED

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from app.contract.closed import Closed
-from app.contract.spec import MAX_LABELS, NO_OTHER_KEYS, DisplayName, LabelKey, LabelValue
+from app.contract.job import MAX_LABELS, NO_OTHER_KEYS, DisplayName, LabelKey, LabelValue
 
 
 class JobPatch(Closed):

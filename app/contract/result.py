@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.contract.datasets import DatasetFacts, DatasetFormat
 from app.contract.network import Ends
-from app.contract.spec import UploadFormat
+from app.contract.uploads import UploadFormat
 
 
 class _Result(BaseModel):

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from pydantic import Field, JsonValue, StringConstraints, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.contract.closed import NO_REPEATS, UNIQUE, Closed, refusal
-from app.contract.datasets import DATASETS, MAX_IMAGES, DatasetFacts, DatasetName, DatasetPart
+from app.contract.datasets import DATASETS, MAX_IMAGES, DatasetFacts, DatasetName
 from app.contract.grid import MAX_MEMBERS, Grid
+from app.contract.job import JobSpec, Limits
 from app.contract.network import (
     MNIST_ENDS,
     MNIST_SHAPE,
@@ -39,6 +40,7 @@ from app.contract.pruning import (
 )
 from app.contract.reference import CheckpointRef, JobId
 from app.contract.training import FineTuningSpec, Regularization, TrainingSpec
+from app.contract.uploads import DatasetImportSpec, ImportSpec
 
 SPEC_VERSION = 1
 
@@ -50,21 +52,6 @@ MAX_SWEEP_MACS = 10**17
 
 MAX_EPOCHS = 5_000
 """Of all courses of training. Each has a line in the metrics, and each checkpoint has them all."""
-
-# Printable and single-line: these end up in logs, headers and terminals.
-_PRINTABLE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
-_LABEL_KEY = r"[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?"
-
-DisplayName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=f"^{_PRINTABLE}+$")]
-LabelKey = Annotated[str, StringConstraints(pattern=f"^{_LABEL_KEY}$")]
-LabelValue = Annotated[str, StringConstraints(max_length=128, pattern=f"^{_PRINTABLE}*$")]
-Label = Annotated[str, StringConstraints(pattern=f"^{_LABEL_KEY}:{_PRINTABLE}{{0,128}}$")]
-"""Both as one text, for where there is no JSON."""
-
-MAX_LABELS = 16
-
-NO_OTHER_KEYS: dict[str, JsonValue] = {"additionalProperties": False}
-"""Than those of the pattern: for readers of the JSON Schema."""
 
 Channels = Annotated[int, Field(ge=1, le=512)]
 
@@ -165,19 +152,6 @@ FineTuning: TypeAlias = Annotated[
     FineTuningSpec | None,
     Field(description="Training of what the pruning left, without a penalty. The mask holds throughout."),
 ]
-
-
-class Limits(Closed):
-    max_queue_seconds: Annotated[int, Field(ge=1, le=604_800)] = 86_400
-    max_runtime_seconds: Annotated[int, Field(ge=1, le=604_800)] = 86_400
-
-
-class JobSpec(Closed):
-    """What every kind of job has."""
-
-    display_name: DisplayName | None = None
-    labels: dict[LabelKey, LabelValue] = Field({}, max_length=MAX_LABELS, json_schema_extra=NO_OTHER_KEYS)
-    limits: Limits = Limits()
 
 
 class TrainSpec(JobSpec):
@@ -487,48 +461,6 @@ def _refuse_axes_of_nothing(base: TrainSpec, grid: Grid) -> None:
         raise _misfit("/grid/keeps", "they are of a method that keeps so many entries: give base.pruning such a one")
     if grid.keeps and grid.sparsities:
         raise _misfit("/grid/keeps", "sparsities and keeps are both the amount: leave one of them out")
-
-
-class ImportLimits(Limits):
-    """A file is checked and converted in seconds."""
-
-    max_runtime_seconds: Annotated[int, Field(ge=1, le=604_800)] = 900
-
-
-UploadFormat: TypeAlias = Literal["safetensors", "torch"]
-
-
-class UploadSpec(JobSpec):
-    """What is known of a file that was uploaded, when nobody has looked into it."""
-
-    size: Annotated[int, Field(ge=1, description="Bytes that were uploaded.")]
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-    limits: ImportLimits = ImportLimits()
-
-
-class ImportSpec(UploadSpec):
-    """Check a network that was trained elsewhere, so that later jobs can build on it. Made by `POST /v1/checkpoints`
-    with the file as its body, not submitted."""
-
-    kind: Literal["import"]
-    format: Annotated[UploadFormat, Field(description="As found in the file: safetensors, or a zip of torch.save.")]
-
-
-class UploadedFile(Closed):
-    """A part of what was uploaded."""
-
-    name: DatasetPart
-    size: Annotated[int, Field(ge=1, description="Bytes.")]
-
-
-class DatasetImportSpec(UploadSpec):
-    """Check a data set, so that later jobs can train on it. Made by `POST /v1/datasets`, not submitted."""
-
-    kind: Literal["dataset"]
-    files: Annotated[
-        tuple[UploadedFile, ...],
-        Field(min_length=1, max_length=4, description="As they lie in the upload, one after the other."),
-    ]
 
 
 Kind = Literal["train", "prune", "compare", "sweep", "import", "dataset"]

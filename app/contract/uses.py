@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from app.contract.artifacts import DATASET
-from app.contract.spec import CompareSpec, PruneSpec, StoredSpec, SweepSpec, UploadSpec, taught
+from app.contract.spec import CompareSpec, PruneSpec, StoredSpec, SweepSpec, taught
+from app.contract.uploads import UploadSpec
 
 
 class Use(NamedTuple):

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError, Url
 
 from app.contract.closed import NO_REPEATS, UNIQUE, Closed
 from app.contract.failure import FailureCode
-from app.contract.spec import DisplayName
+from app.contract.job import DisplayName
 from app.contract.status import Status
 
 

@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 from sqlalchemy.orm import Session
 
 from app.contract.explain import FieldError
-from app.contract.spec import ImportSpec, UploadFormat
+from app.contract.uploads import ImportSpec, UploadFormat
 from app.core.errors import InvalidCheckpoint
 from app.db.models import JobRow
 from app.services import jobs, uploads

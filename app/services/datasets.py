@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, cast, get_args
 from sqlalchemy.orm import Session
 
 from app.contract.datasets import DatasetPart, IdxPart
-from app.contract.spec import DatasetImportSpec, UploadedFile
+from app.contract.uploads import DatasetImportSpec, UploadedFile
 from app.core.errors import DatasetNotFound, InvalidDataset, JobNotFound
 from app.db.jobs import Filter
 from app.db.models import JobRow

@@ -12,19 +12,12 @@ from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 
 from app.contract.explain import FieldError
+from app.contract.job import MAX_LABELS
 from app.contract.patch import PATCH, JobPatch
 from app.contract.reference import JOB_ID_PATTERN
-from app.contract.spec import (
-    MAX_LABELS,
-    SPEC_VERSION,
-    AnySpec,
-    StoredSpec,
-    SweepSpec,
-    TrainSpec,
-    UploadSpec,
-    parse_stored,
-)
+from app.contract.spec import SPEC_VERSION, AnySpec, StoredSpec, SweepSpec, TrainSpec, parse_stored
 from app.contract.status import Status
+from app.contract.uploads import UploadSpec
 from app.contract.uses import uses
 from app.core.errors import (
     InvalidCursor,

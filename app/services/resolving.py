@@ -24,7 +24,6 @@ from app.contract.spec import (
     AnySpec,
     CompareSpec,
     DatasetSpec,
-    ImportSpec,
     Kind,
     ModelSpec,
     PruneSpec,
@@ -40,6 +39,7 @@ from app.contract.spec import (
     taught,
 )
 from app.contract.status import Status
+from app.contract.uploads import ImportSpec
 from app.core.errors import InvalidSpec, SecateurError, SourceHasNoResult, SourceNotFinished
 from app.db import jobs
 from app.services.parsing import refused

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from app.contract.job import Limits
 from app.contract.network import PARAMETER_NAMES
 from app.contract.pruning import ThresholdPruning
-from app.contract.spec import SPEC, CompareSpec, HistogramSpec, Limits, PruneSpec, TrainSpec, parse_spec, parse_stored
+from app.contract.spec import SPEC, CompareSpec, HistogramSpec, PruneSpec, TrainSpec, parse_spec, parse_stored
 from app.contract.training import L1Penalty
 from tests.specs import Document
 

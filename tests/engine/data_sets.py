@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.contract.spec import UploadedFile
+from app.contract.uploads import UploadedFile
 
 CLASSES = 3
 Arrays = dict[str, NDArray[Any]]

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from app.contract.network import DataShape
-from app.contract.spec import DatasetImportSpec, UploadedFile
+from app.contract.uploads import DatasetImportSpec, UploadedFile
 from tests.engine.data_sets import arrays, folders, idx, idx_files, image, npz, uploaded, zipped
 from worker.engine import data, dataset_file
 from worker.engine.data import DatasetStore, digest

@@ -27,7 +27,7 @@ from PIL import Image
 
 from app.contract.datasets import MAX_IMAGES, MAX_VALUES, DatasetPart
 from app.contract.network import MOST_CLASSES, MOST_SIDE
-from app.contract.spec import DatasetImportSpec, UploadedFile
+from app.contract.uploads import DatasetImportSpec, UploadedFile
 from worker.engine import apart, dataset_file
 from worker.engine.apart import Limits
 from worker.engine.dataset_file import NAMES, About, Bytes, Content, Labels, facts_of, refuse_images

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from app.contract.checkpoint import Network
-from app.contract.spec import ImportSpec
+from app.contract.uploads import ImportSpec
 from worker.engine import apart, checkpoint
 from worker.engine.apart import UPLOAD, Limits
 from worker.engine.errors import InvalidCheckpoint

@@ -18,20 +18,18 @@ from app.contract.report import Resume, Sensitivity
 from app.contract.result import CompareResult, DatasetResult, ImportResult, NetworkResult, Result, SweepResult
 from app.contract.spec import (
     CompareSpec,
-    DatasetImportSpec,
     DatasetSpec,
-    ImportSpec,
     ModelSpec,
     PruneSpec,
     SensitivitySpec,
     StoredSpec,
     SweepSpec,
     TrainSpec,
-    UploadSpec,
     taught,
 )
 from app.contract.status import Phase
 from app.contract.training import TrainingSpec
+from app.contract.uploads import DatasetImportSpec, ImportSpec, UploadSpec
 from worker.engine import checkpoint, dataset_file, device, memory
 from worker.engine.artifacts import Outcome, network_files, parameters_of
 from worker.engine.compare import comparison_files, read_jobs

@@ -15,18 +15,9 @@ from app.contract.artifacts import ARTIFACTS
 from app.contract.datasets import DATASETS, MAX_IMAGES, MAX_VALUES, DatasetFormat
 from app.contract.network import PARAMETER_NAMES, DataShape
 from app.contract.pruning import METHODS, SCHEDULES
-from app.contract.spec import (
-    SPEC,
-    CompareSpec,
-    DatasetImportSpec,
-    ImportSpec,
-    ModelSpec,
-    PruneSpec,
-    SweepSpec,
-    TrainSpec,
-    UploadFormat,
-)
+from app.contract.spec import SPEC, CompareSpec, ModelSpec, PruneSpec, SweepSpec, TrainSpec
 from app.contract.training import OPTIMIZERS, PENALTIES
+from app.contract.uploads import DatasetImportSpec, ImportSpec, UploadFormat
 from app.core.errors import NotFound
 
 router = APIRouter(prefix="/v1", tags=["catalogue"], dependencies=[READER_ONLY])

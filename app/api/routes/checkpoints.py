@@ -11,7 +11,7 @@ from app.api.accepted import Told, accepted_upload, refuse_upload_early
 from app.api.deps import IdempotencyKey, LabelPairs, PartsDep, WriterDep, labels_of
 from app.api.openapi import ACCEPTED, CHECKPOINT_BODY, problems
 from app.api.schemas import Job
-from app.contract.spec import DisplayName
+from app.contract.job import DisplayName
 from app.core.errors import UnsupportedMediaType
 from app.db.models import JobRow
 from app.services import checkpoints

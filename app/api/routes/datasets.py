@@ -23,7 +23,7 @@ from app.api.deps import (
 from app.api.openapi import ACCEPTED, DATASET_BODY, PAGE, problems, with_headers
 from app.api.routes.jobs import MOST, Limit, link_next
 from app.api.schemas import Dataset, Page
-from app.contract.spec import DisplayName
+from app.contract.job import DisplayName
 from app.core.errors import UnsupportedMediaType
 from app.db.models import JobRow
 from app.services import datasets
