@@ -1,6 +1,8 @@
-"""A worker holds as much memory after many jobs as after few."""
+"""A worker holds no more memory than it is said to, and as much after many jobs as after few."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
@@ -9,9 +11,10 @@ from benchmarks.bench.measuring import Setting
 
 
 @pytest.mark.acceptance
+@pytest.mark.mnist
 @pytest.mark.timeout(600)
-def test_a_worker_s_memory_stays_flat_over_200_jobs() -> None:
-    """On digits."""
-    (_, after), text = holding.measure(Setting())
+def test_a_worker_s_memory_stays_small_and_is_flat_over_200_jobs(mnist_dir: Path | None) -> None:
+    (peak, after), text = holding.measure(Setting(mnist_dir))
+    assert peak.reaches(peak.must), text
     assert after.what == "a worker's memory after 200 jobs"
     assert after.reaches(after.must), text
