@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,16 +19,22 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import text
+from sqlalchemy import Row, select, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.contract.status import Phase, Status
 from app.db import attempts, jobs, members, sweep
 from app.db.attempts import Checkpoint
+from app.db.models import ArtifactRow, EventRow, JobRow
 from app.db.moves import NewEvent
 from tests.db.conftest import FAILURE, FILE, Jobs
 
 MAX_ATTEMPTS = 3
+# Of all jobs at once, and of each no more than is looked at: the looks are most of the work here, the moves are few.
+_ROWS = select(JobRow.id, JobRow.status, JobRow.events, JobRow.attempt, JobRow.retries, JobRow.crashes)
+_EVENTS = select(EventRow.job_id, EventRow.seq, EventRow.type, EventRow.retry).order_by(EventRow.job_id, EventRow.seq)
+_PUBLISHED = select(ArtifactRow.job_id)
+
 DEADLINES = ["lease_expires_at", "queue_deadline", "runtime_deadline", "cancel_deadline"]
 
 
@@ -51,11 +59,27 @@ class Lives(RuleBasedStateMachine):
         self._check({job_id} if job_id else set(self.known))
 
     def _check(self, job_ids: set[str]) -> None:
+        rows = self._rows()
         for job_id in job_ids:
-            row = self.made.row(job_id)
-            before, now = self.known[job_id], Status(row.status)
+            before, now = self.known[job_id], Status(rows[job_id].status)
             assert now == before or before.may_become(now)
             self.known[job_id] = now
+
+    def _rows(self) -> Mapping[str, Row[Any]]:
+        """Of the jobs of this run: the database keeps those of the runs before."""
+        with self.sessions() as session:
+            return {row.id: row for row in session.execute(_ROWS.where(JobRow.id.in_(self.known)))}
+
+    def _logs(self) -> Mapping[str, Sequence[Row[Any]]]:
+        found = defaultdict[str, list[Row[Any]]](list)
+        with self.sessions() as session:
+            for event in session.execute(_EVENTS.where(EventRow.job_id.in_(self.known))):
+                found[event.job_id].append(event)
+        return found
+
+    def _published(self) -> set[str]:
+        with self.sessions() as session:
+            return set(session.scalars(_PUBLISHED.where(ArtifactRow.job_id.in_(self.known))))
 
     @rule(target=ids)
     def submit(self) -> str:
@@ -162,17 +186,15 @@ class Lives(RuleBasedStateMachine):
 
     @invariant()
     def logs_are_whole_and_rows_agree_with_them(self) -> None:
+        rows, logs, published = self._rows(), self._logs(), self._published()
         for job_id, status in self.known.items():
-            row = self.made.row(job_id)
-            with self.sessions() as session:
-                events = jobs.events(session, job_id, after=0, limit=1_000)
-                published = jobs.artifacts(session, job_id)
+            row, events = rows[job_id], logs[job_id]
             assert [event.seq for event in events] == list(range(1, row.events + 1))
             ends = [event.retry for event in events if event.type in list(Status) and Status(event.type).is_terminal]
             assert ends == sorted(set(ends))
             assert len(ends) == row.retries + status.is_terminal
             assert sum(event.type == Status.RUNNING for event in events) == row.attempt
-            assert bool(published) == (status is Status.SUCCEEDED)
+            assert (job_id in published) == (status is Status.SUCCEEDED)
             assert row.crashes < MAX_ATTEMPTS
 
 
