@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pytest
 
 from app.local import Stack
 from secateur_client import Client
+from tests.cli.command import run
 from tests.specs import Document
 
 COMMAND = [sys.executable, "-m", "app.cli"]
@@ -38,16 +40,15 @@ class Secateur(NamedTuple):
     variables: dict[str, str]
 
     def __call__(self, *arguments: object, stdin: str | bytes = "") -> Done:
-        done = subprocess.run(
-            [*COMMAND, *map(str, arguments)],
-            cwd=self.folder,
-            env=self._environment(),
-            input=stdin.encode() if isinstance(stdin, str) else stdin,
-            capture_output=True,
-            timeout=120,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+        with TemporaryDirectory() as streams:
+            files = [Path(streams, name) for name in ("in", "out", "err")]
+            files[0].write_bytes(stdin.encode() if isinstance(stdin, str) else stdin)
+            for file in files[1:]:
+                file.touch()
+            code = run([*map(str, arguments)], folder=self.folder, environment=self._environment(), files=files)
+            out, err = (file.read_bytes().decode() for file in files[1:])
+        assert code is not None, f"it has not ended: {out}{err}"
+        return Done(code, out, err)
 
     def started(self, *arguments: object) -> subprocess.Popen[str]:
         """A command that still runs."""
