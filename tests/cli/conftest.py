@@ -8,29 +8,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
 from app.local import Stack
 from secateur_client import Client
-from tests.cli.command import run
+from tests.command import Done, run
 from tests.specs import Document
 
 COMMAND = [sys.executable, "-m", "app.cli"]
-
-
-class Done(NamedTuple):
-    """A command that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-    def document(self) -> Any:
-        assert self.code == 0, self
-        return json.loads(self.out)
 
 
 class Secateur(NamedTuple):
@@ -40,15 +27,8 @@ class Secateur(NamedTuple):
     variables: dict[str, str]
 
     def __call__(self, *arguments: object, stdin: str | bytes = "") -> Done:
-        with TemporaryDirectory() as streams:
-            files = [Path(streams, name) for name in ("in", "out", "err")]
-            files[0].write_bytes(stdin.encode() if isinstance(stdin, str) else stdin)
-            for file in files[1:]:
-                file.touch()
-            code = run([*map(str, arguments)], folder=self.folder, environment=self._environment(), files=files)
-            out, err = (file.read_bytes().decode() for file in files[1:])
-        assert code is not None, f"it has not ended: {out}{err}"
-        return Done(code, out, err)
+        given = stdin.encode() if isinstance(stdin, str) else stdin
+        return run(*arguments, folder=self.folder, environment=self._environment(), stdin=given)
 
     def started(self, *arguments: object) -> subprocess.Popen[str]:
         """A command that still runs."""

@@ -19,21 +19,20 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import Row, select, text
+from sqlalchemy import Row, TextClause, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.contract.status import Phase, Status
 from app.db import attempts, jobs, members, sweep
 from app.db.attempts import Checkpoint
-from app.db.models import ArtifactRow, EventRow, JobRow
 from app.db.moves import NewEvent
 from tests.db.conftest import FAILURE, FILE, Jobs
 
 MAX_ATTEMPTS = 3
 # Of all jobs at once, and of each no more than is looked at: the looks are most of the work here, the moves are few.
-_ROWS = select(JobRow.id, JobRow.status, JobRow.events, JobRow.attempt, JobRow.retries, JobRow.crashes)
-_EVENTS = select(EventRow.job_id, EventRow.seq, EventRow.type, EventRow.retry).order_by(EventRow.job_id, EventRow.seq)
-_PUBLISHED = select(ArtifactRow.job_id)
+_ROWS = text("SELECT id, status, events, attempt, retries, crashes FROM jobs WHERE id = ANY(:ids)")
+_EVENTS = text("SELECT job_id, seq, type, retry FROM job_events WHERE job_id = ANY(:ids) ORDER BY job_id, seq")
+_PUBLISHED = text("SELECT job_id FROM job_artifacts WHERE job_id = ANY(:ids)")
 
 DEADLINES = ["lease_expires_at", "queue_deadline", "runtime_deadline", "cancel_deadline"]
 
@@ -66,20 +65,18 @@ class Lives(RuleBasedStateMachine):
             self.known[job_id] = now
 
     def _rows(self) -> Mapping[str, Row[Any]]:
-        """Of the jobs of this run: the database keeps those of the runs before."""
-        with self.sessions() as session:
-            return {row.id: row for row in session.execute(_ROWS.where(JobRow.id.in_(self.known)))}
+        return {row.id: row for row in self._found(_ROWS)}
 
     def _logs(self) -> Mapping[str, Sequence[Row[Any]]]:
-        found = defaultdict[str, list[Row[Any]]](list)
-        with self.sessions() as session:
-            for event in session.execute(_EVENTS.where(EventRow.job_id.in_(self.known))):
-                found[event.job_id].append(event)
-        return found
+        logs = defaultdict[str, list[Row[Any]]](list)
+        for event in self._found(_EVENTS):
+            logs[event.job_id].append(event)
+        return logs
 
-    def _published(self) -> set[str]:
+    def _found(self, query: TextClause) -> Sequence[Row[Any]]:
+        """Of the jobs of this run: the database keeps those of the runs before."""
         with self.sessions() as session:
-            return set(session.scalars(_PUBLISHED.where(ArtifactRow.job_id.in_(self.known))))
+            return session.execute(query, {"ids": [*self.known]}).all()
 
     @rule(target=ids)
     def submit(self) -> str:
@@ -186,7 +183,8 @@ class Lives(RuleBasedStateMachine):
 
     @invariant()
     def logs_are_whole_and_rows_agree_with_them(self) -> None:
-        rows, logs, published = self._rows(), self._logs(), self._published()
+        rows, logs = self._rows(), self._logs()
+        published = {row.job_id for row in self._found(_PUBLISHED)}
         for job_id, status in self.known.items():
             row, events = rows[job_id], logs[job_id]
             assert [event.seq for event in events] == list(range(1, row.events + 1))
