@@ -48,13 +48,25 @@ def _is_gone(http: httpx.Client, job: Document) -> None:
     assert job["id"] not in [each["id"] for each in http.get("/v1/jobs", params={"limit": 100}).json()["items"]]
 
 
-def test_a_deleted_job_is_gone_at_once_and_its_bytes_and_rows_soon(service: Stack, http: httpx.Client) -> None:
+@pytest.fixture(scope="module")
+def deleted(service: Stack, http: httpx.Client) -> Document:
+    """A job that had succeeded, as it was before."""
     job = finished(http, train_spec())
     assert _folder(service, job).is_dir()
-
     answer = http.delete(job["links"]["self"])
-
     assert (answer.status_code, answer.content) == (204, b"")
+    return job
+
+
+def test_a_job_that_was_deleted_is_no_source(http: httpx.Client, deleted: Document) -> None:
+    answer = http.post("/v1/jobs", json=prune_spec(deleted["id"]))
+    assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "source_not_found")
+
+
+def test_a_deleted_job_is_gone_at_once_and_its_bytes_and_rows_soon(
+    service: Stack, http: httpx.Client, deleted: Document
+) -> None:
+    job = deleted
     _is_gone(http, job)
     _time_passes(service, job, "purged_at", 60)
     wait_until(lambda: _rows(service, job) == 0, timeout=20, what="the rows are gone")
@@ -94,13 +106,6 @@ def test_what_a_waiting_job_will_read_stays(service: Stack, http: httpx.Client) 
     assert ended(http, reader["id"])["status"] == "succeeded"
     # Its own time was over long before: now that nobody reads it, it goes.
     wait_until(lambda: http.get(source["links"]["self"]).status_code == 410, timeout=20, what="it has expired")
-
-
-def test_a_job_that_was_deleted_is_no_source(http: httpx.Client) -> None:
-    source = finished(http, train_spec())
-    http.delete(source["links"]["self"])
-    answer = http.post("/v1/jobs", json=prune_spec(source["id"]))
-    assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "source_not_found")
 
 
 def test_retention_counts_from_the_end_and_ends_by_itself(service: Stack, http: httpx.Client) -> None:
