@@ -89,7 +89,7 @@ def _is_left(url: str) -> bool:
 
 
 def _drop(server_url: str, url: str) -> None:
-    statement = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(conninfo_to_dict(url)["dbname"]))
+    statement = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(str(conninfo_to_dict(url)["dbname"])))
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(statement)
 
