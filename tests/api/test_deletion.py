@@ -4,9 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from safetensors.numpy import save
 from sqlalchemy import text
 
+from app.contract.checkpoint import tensors_of
+from app.contract.spec import ModelSpec
 from app.db.session import session_scope
 from app.local import Stack
 from tests.api.conftest import restart_api, sqlalchemy_url
@@ -120,8 +124,18 @@ def test_retention_counts_from_the_end_and_ends_by_itself(service: Stack, http: 
     _is_gone(http, job)
 
 
+def _imported(http: httpx.Client, model: ModelSpec) -> Document:
+    """A job that has published a network of these widths, which need not be trained."""
+    types = {"F32": np.float32, "I64": np.int64}
+    state = {name: np.ones(facts.shape, types[facts.dtype]) for name, facts in tensors_of(model).items()}
+    headers = {"Content-Type": "application/octet-stream"}
+    job = ended(http, http.post("/v1/checkpoints", content=save(state), headers=headers).json()["id"])
+    assert job["status"] == "succeeded", job["error"]
+    return job
+
+
 def test_a_download_that_has_begun_is_not_cut_by_a_deletion(service: Stack, http: httpx.Client) -> None:
-    job = finished(http, train_spec(model={"channels": [2, 2, 64], "hidden": 600}))
+    job = _imported(http, ModelSpec(channels=(2, 2, 64), hidden=600))
     url = f"{job['links']['artifacts']}/model.safetensors"
     with http.stream("GET", url) as answer:
         chunks = answer.iter_raw(1024)
