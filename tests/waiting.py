@@ -8,14 +8,22 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# A look is a request more often than not, and whoever is waited for shares the processor with those who answer it.
+SHORTEST_REST, LONGEST_REST = 0.02, 0.1
+RESTS = 20
+
 
 def wait_until(look: Callable[[], T | None], *, timeout: float, what: str) -> T:
-    """The first truthy answer of `look`. Raise AssertionError, naming `what` and the last answer, after `timeout` s."""
-    deadline = time.monotonic() + timeout
+    """The first truthy answer of `look`. Raise AssertionError, naming `what` and the last answer, after `timeout` s.
+
+    Between two looks lies a twentieth of the wait so far, within bounds.
+    """
+    began = time.monotonic()
     while True:
         answer = look()
         if answer:
             return answer
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > timeout:
             raise AssertionError(f"{what}: not within {timeout:g} s; last seen: {answer!r}")
-        time.sleep(0.02)
+        time.sleep(min(max(waited / RESTS, SHORTEST_REST), LONGEST_REST))

@@ -11,11 +11,13 @@ import pytest
 from app.db.session import session_scope
 from app.local import Stack
 from app.services.keys import create_key
+from tests.speaking import client_of
+from tests.specs import Document, finished, prune_spec
 from tests.waiting import wait_until
 
 
 def client_with(running: Stack, token: str) -> httpx.Client:
-    return httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {token}"}, timeout=30, trust_env=False)
+    return client_of(running.url, token)
 
 
 def sqlalchemy_url(running: Stack) -> str:
@@ -40,10 +42,21 @@ def newcomer(idle_service: Stack) -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def pruned(http: httpx.Client, trained: Document) -> Document:
+    """A pruning of `trained` that has succeeded."""
+    return finished(http, prune_spec(trained["id"]))
+
+
 def restart_api(running: Stack, http: httpx.Client) -> None:
     """Kill the API's process, and wait until the one that takes its place answers."""
     before = running.children["api"].pid
     os.kill(before, signal.SIGKILL)
+    wait_for_another_api(running, http, before)
+
+
+def wait_for_another_api(running: Stack, http: httpx.Client, before: int) -> None:
+    """Until a process answers that has taken the place of `before`."""
 
     def answers() -> bool:
         try:

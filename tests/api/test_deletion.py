@@ -4,9 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from safetensors.numpy import save
 from sqlalchemy import text
 
+from app.contract.checkpoint import tensors_of
+from app.contract.spec import ModelSpec
 from app.db.session import session_scope
 from app.local import Stack
 from tests.api.conftest import restart_api, sqlalchemy_url
@@ -48,13 +52,25 @@ def _is_gone(http: httpx.Client, job: Document) -> None:
     assert job["id"] not in [each["id"] for each in http.get("/v1/jobs", params={"limit": 100}).json()["items"]]
 
 
-def test_a_deleted_job_is_gone_at_once_and_its_bytes_and_rows_soon(service: Stack, http: httpx.Client) -> None:
+@pytest.fixture(scope="module")
+def deleted(service: Stack, http: httpx.Client) -> Document:
+    """A job that had succeeded, as it was before."""
     job = finished(http, train_spec())
     assert _folder(service, job).is_dir()
-
     answer = http.delete(job["links"]["self"])
-
     assert (answer.status_code, answer.content) == (204, b"")
+    return job
+
+
+def test_a_job_that_was_deleted_is_no_source(http: httpx.Client, deleted: Document) -> None:
+    answer = http.post("/v1/jobs", json=prune_spec(deleted["id"]))
+    assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "source_not_found")
+
+
+def test_a_deleted_job_is_gone_at_once_and_its_bytes_and_rows_soon(
+    service: Stack, http: httpx.Client, deleted: Document
+) -> None:
+    job = deleted
     _is_gone(http, job)
     _time_passes(service, job, "purged_at", 60)
     wait_until(lambda: _rows(service, job) == 0, timeout=20, what="the rows are gone")
@@ -96,13 +112,6 @@ def test_what_a_waiting_job_will_read_stays(service: Stack, http: httpx.Client) 
     wait_until(lambda: http.get(source["links"]["self"]).status_code == 410, timeout=20, what="it has expired")
 
 
-def test_a_job_that_was_deleted_is_no_source(http: httpx.Client) -> None:
-    source = finished(http, train_spec())
-    http.delete(source["links"]["self"])
-    answer = http.post("/v1/jobs", json=prune_spec(source["id"]))
-    assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "source_not_found")
-
-
 def test_retention_counts_from_the_end_and_ends_by_itself(service: Stack, http: httpx.Client) -> None:
     job = submit(http, train_spec())
     assert job["expires_at"] is None
@@ -115,8 +124,18 @@ def test_retention_counts_from_the_end_and_ends_by_itself(service: Stack, http: 
     _is_gone(http, job)
 
 
+def _imported(http: httpx.Client, model: ModelSpec) -> Document:
+    """A job that has published a network of these widths, which need not be trained."""
+    types = {"F32": np.float32, "I64": np.int64}
+    state = {name: np.ones(facts.shape, types[facts.dtype]) for name, facts in tensors_of(model).items()}
+    headers = {"Content-Type": "application/octet-stream"}
+    job = ended(http, http.post("/v1/checkpoints", content=save(state), headers=headers).json()["id"])
+    assert job["status"] == "succeeded", job["error"]
+    return job
+
+
 def test_a_download_that_has_begun_is_not_cut_by_a_deletion(service: Stack, http: httpx.Client) -> None:
-    job = finished(http, train_spec(model={"channels": [2, 2, 64], "hidden": 600}))
+    job = _imported(http, ModelSpec(channels=(2, 2, 64), hidden=600))
     url = f"{job['links']['artifacts']}/model.safetensors"
     with http.stream("GET", url) as answer:
         chunks = answer.iter_raw(1024)

@@ -37,6 +37,12 @@ def wide(http: httpx.Client) -> Document:
     return _imported(http, Cnn(*WIDE))
 
 
+@pytest.fixture(scope="module")
+def taught(http: httpx.Client, trained: Document) -> Document:
+    """A smaller network that has learned from `trained`."""
+    return finished(http, {**_taught("training", trained["id"]), "model": {"channels": [2, 3, 4], "hidden": 5}})
+
+
 def _refused(answer: httpx.Response, status: int, code: str) -> Document:
     assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
     (error,) = answer.json()["errors"]
@@ -44,15 +50,16 @@ def _refused(answer: httpx.Response, status: int, code: str) -> Document:
     return found
 
 
-def test_a_network_learns_from_teachers_in_training_and_after_pruning(http: httpx.Client, trained: Document) -> None:
-    first = finished(http, {**_taught("training", trained["id"]), "model": {"channels": [2, 3, 4], "hidden": 5}})
+def test_a_network_learns_from_teachers_in_training_and_after_pruning(
+    http: httpx.Client, trained: Document, taught: Document
+) -> None:
     tuning = {"epochs": 1, "distillation": {"teacher": {"job_id": trained["id"], "artifact": "dense.safetensors"}}}
 
-    second = finished(http, prune_spec(first["id"], fine_tuning=tuning))
+    second = finished(http, prune_spec(taught["id"], fine_tuning=tuning))
 
     manifest = http.get(f"{second['links']['artifacts']}/manifest.json").json()
     assert manifest["receipt"]["inputs"].keys() == {
-        f"{first['id']}/dense.safetensors",
+        f"{taught['id']}/dense.safetensors",
         f"{trained['id']}/dense.safetensors",
     }
     assert second["spec"]["fine_tuning"]["distillation"]["temperature"] == 3.0
@@ -86,9 +93,10 @@ def test_another_tenants_job_looks_like_a_missing_one(idle_http: httpx.Client, s
     assert {**theirs, "detail": theirs["detail"].replace(job_id, ABSENT)} == missing
 
 
-def test_what_has_no_such_network_cannot_teach(http: httpx.Client, trained: Document, wide: Document) -> None:
-    other = finished(http, train_spec())
-    compared = finished(http, compare_spec(trained["id"], other["id"]))
+def test_what_has_no_such_network_cannot_teach(
+    http: httpx.Client, trained: Document, taught: Document, wide: Document
+) -> None:
+    compared = finished(http, compare_spec(trained["id"], taught["id"]))
     dense = {"artifact": "dense.safetensors"}
     tuned = prune_spec(trained["id"], fine_tuning=_taught("fine_tuning", wide["id"], **dense)["fine_tuning"])
     refused = [

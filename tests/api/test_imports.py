@@ -17,6 +17,7 @@ from app.contract.datasets import DatasetName
 from app.local import Stack
 from tests.specs import Document, compare_spec, ended, finished, prune_spec, train_spec
 from worker.engine.data import Dataset, DatasetStore
+from worker.engine.pixels import scaled
 
 CHANNELS, HIDDEN = (4, 5, 6), 12
 
@@ -49,7 +50,7 @@ def network() -> Trained:
     optimizer = torch.optim.Adam(plain.parameters(), lr=0.005)
     for at in range(0, len(data.train_labels), 100):
         optimizer.zero_grad()
-        logits = plain(data.train_images[at : at + 100])
+        logits = plain(scaled(data.train_images[at : at + 100]))
         nn.functional.cross_entropy(logits, data.train_labels[at : at + 100]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return Trained(dict(plain.state_dict()), _accuracy(plain, data))
@@ -58,7 +59,7 @@ def network() -> Trained:
 def _accuracy(plain: Plain, data: Dataset) -> float:
     plain.eval()
     with torch.no_grad():
-        return float((plain(data.test_images).argmax(1) == data.test_labels).double().mean())
+        return float((plain(scaled(data.test_images)).argmax(1) == data.test_labels).double().mean())
 
 
 def _imported(http: httpx.Client, content: bytes) -> Document:

@@ -16,9 +16,8 @@ def _lineage(http: httpx.Client, job: Document) -> Document:
     return lineage
 
 
-def test_a_lineage_goes_back_to_the_beginning_and_one_step_on(http: httpx.Client) -> None:
-    root = finished(http, train_spec(display_name="root"))
-    other = finished(http, train_spec())
+def test_a_lineage_goes_back_to_the_beginning_and_one_step_on(http: httpx.Client, trained: Document) -> None:
+    other, root = trained, finished(http, train_spec(display_name="root"))
     taught = {"epochs": 1, "distillation": {"teacher": {"job_id": other["id"]}}}
     middle = finished(http, prune_spec(root["id"], fine_tuning=taught))
     again = http.post(middle["links"]["rerun"]).json()
@@ -26,8 +25,8 @@ def test_a_lineage_goes_back_to_the_beginning_and_one_step_on(http: httpx.Client
 
     lineage = _lineage(http, middle)
 
-    assert [job["id"] for job in lineage["jobs"]] == [each["id"] for each in (root, other, middle, again, last)]
-    assert lineage["jobs"][0]["display_name"] == "root"
+    assert [job["id"] for job in lineage["jobs"]] == [each["id"] for each in (other, root, middle, again, last)]
+    assert lineage["jobs"][1]["display_name"] == "root"
     assert _edges(lineage) == {
         (root["id"], middle["id"], "source"),
         (other["id"], middle["id"], "teacher"),
@@ -63,9 +62,7 @@ def test_anothers_lineage_is_nobodys_business(newcomer: httpx.Client, idle_http:
     assert newcomer.get(f"{job['links']['self']}/lineage").status_code == 404
 
 
-def test_reports_side_by_side_are_the_published_ones(http: httpx.Client, trained: Document) -> None:
-    pruned = finished(http, prune_spec(trained["id"]))
-
+def test_reports_side_by_side_are_the_published_ones(http: httpx.Client, trained: Document, pruned: Document) -> None:
     answer = http.get("/v1/compare", params={"jobs": f"{pruned['id']},{trained['id']}"})
 
     assert answer.status_code == 200, answer.text

@@ -3,18 +3,15 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import psutil
 import psycopg
 import pytest
 
-from app.local import Stack, stack
-from tests.api.conftest import client_with
-from tests.conftest import QUICK
+from app.local import Stack
+from tests.api.conftest import wait_for_another_api
 from tests.specs import Document, ended, submit, train_spec
 from tests.waiting import wait_until
 
@@ -92,16 +89,19 @@ def test_polling_with_waits_sees_a_job_through(http: httpx.Client) -> None:
     assert polls <= job["revision"] + 1
 
 
+HUNDREDS = 250
+
+
 def test_hundreds_wait_without_a_thread_each(idle_service: Stack, newcomer: httpx.Client, waiting: Document) -> None:
     api = psutil.Process(idle_service.children["api"].pid)
     headers = {"Authorization": newcomer.headers["Authorization"]}
-    limits = httpx.Limits(max_connections=500)
+    limits = httpx.Limits(max_connections=HUNDREDS)
     with (
         httpx.Client(base_url=idle_service.url, headers=headers, timeout=60, trust_env=False, limits=limits) as many,
-        ThreadPoolExecutor(500) as pool,
+        ThreadPoolExecutor(HUNDREDS) as pool,
     ):
-        polls = [pool.submit(many.get, waiting["links"]["self"], params={"wait": 30}) for _ in range(500)]
-        wait_until(lambda: len(api.net_connections("tcp")) >= 500, timeout=30, what="all are connected")
+        polls = [pool.submit(many.get, waiting["links"]["self"], params={"wait": 30}) for _ in range(HUNDREDS)]
+        wait_until(lambda: len(api.net_connections("tcp")) >= HUNDREDS, timeout=30, what="all are connected")
         assert newcomer.get(waiting["links"]["self"]).status_code == 200
         assert api.num_threads() < 100
         newcomer.post(waiting["links"]["cancel"])
@@ -127,18 +127,13 @@ def test_a_lost_listener_comes_back(idle_service: Stack, newcomer: httpx.Client,
         assert poll.result(timeout=10).json()["status"] == "cancelled"
 
 
-@pytest.fixture
-def passing_service(tmp_path: Path) -> Iterator[Stack]:
-    with stack(state_dir=tmp_path / "state", workers=0, durable=False, env=QUICK) as running:
-        yield running
-
-
-def test_a_server_that_is_told_to_end_sends_home_who_waits(passing_service: Stack) -> None:
-    api = passing_service.children["api"].pid
-    with client_with(passing_service, passing_service.api_key) as http, ThreadPoolExecutor() as pool:
-        job = submit(http, train_spec())
-        poll = pool.submit(http.get, job["links"]["self"], params={"wait": 30})
-        with http.stream("GET", f"{job['links']['events']}/stream") as stream:
+def test_a_server_that_is_told_to_end_sends_home_who_waits(
+    idle_service: Stack, newcomer: httpx.Client, waiting: Document
+) -> None:
+    api = idle_service.children["api"].pid
+    with ThreadPoolExecutor() as pool:
+        poll = pool.submit(newcomer.get, waiting["links"]["self"], params={"wait": 30})
+        with newcomer.stream("GET", f"{waiting['links']['events']}/stream") as stream:
             lines = stream.iter_lines()
             log = [next(lines)]  # told all that there is, the stream waits; and the poll came before it
             began = time.monotonic()
@@ -146,6 +141,7 @@ def test_a_server_that_is_told_to_end_sends_home_who_waits(passing_service: Stac
             log += lines
         answer = poll.result(timeout=10)
         assert time.monotonic() - began < 5
+    wait_for_another_api(idle_service, newcomer, api)
     assert (answer.status_code, answer.json()["status"]) == (200, "queued")
     assert "event: queued" in log
     assert "event: end" not in log

@@ -26,6 +26,7 @@ from worker.engine import checkpoint
 from worker.engine.compact import build, compact
 from worker.engine.data import DatasetStore
 from worker.engine.model import fresh
+from worker.engine.pixels import scaled
 from worker.engine.unpack import unpack
 
 
@@ -115,7 +116,7 @@ def test_a_recount_agrees_with_the_receipt_unless_it_is_wrong(work: tuple[Path, 
     root, chain, _ = work
     result = keep(chain, root, tmp_path)
     digits = DatasetStore(None).load(DatasetName.DIGITS)
-    images, labels = digits.test_images[:, 0].numpy(), digits.test_labels.numpy().astype(np.uint8)
+    images, labels = scaled(digits.test_images)[:, 0].numpy(), digits.test_labels.numpy().astype(np.uint8)
 
     (row,) = recount(tmp_path, images, labels)
     assert row.agrees

@@ -8,27 +8,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
 from app.local import Stack
 from secateur_client import Client
+from tests.command import Done, run
 from tests.specs import Document
 
 COMMAND = [sys.executable, "-m", "app.cli"]
-
-
-class Done(NamedTuple):
-    """A command that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-    def document(self) -> Any:
-        assert self.code == 0, self
-        return json.loads(self.out)
 
 
 class Secateur(NamedTuple):
@@ -38,16 +27,8 @@ class Secateur(NamedTuple):
     variables: dict[str, str]
 
     def __call__(self, *arguments: object, stdin: str | bytes = "") -> Done:
-        done = subprocess.run(
-            [*COMMAND, *map(str, arguments)],
-            cwd=self.folder,
-            env=self._environment(),
-            input=stdin.encode() if isinstance(stdin, str) else stdin,
-            capture_output=True,
-            timeout=120,
-            check=False,
-        )
-        return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+        given = stdin.encode() if isinstance(stdin, str) else stdin
+        return run(*arguments, folder=self.folder, environment=self._environment(), stdin=given)
 
     def started(self, *arguments: object) -> subprocess.Popen[str]:
         """A command that still runs."""

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from app.local import Stack
-from tests.cli.conftest import Done, Secateur
+from tests.cli.conftest import Secateur
+from tests.command import Done
 
 COMMANDS = ("up", "demo", "api", "worker", "migrate", "keys", "tenants", "submit", "status", "list", "wait", "cancel")
 HEAVY = ("torch", "worker", "sqlalchemy", "celery", "fastapi", "uvicorn", "httpx", "app.local", "app.db")

@@ -202,7 +202,7 @@ def test_an_artifact_that_is_not_there_is_wrong_usage(secateur: Secateur, traine
 
 def test_options_are_yaml_to_read_and_json_for_scripts(secateur: Secateur) -> None:
     found: Any = secateur("options", "--json").document()
-    assert yaml.safe_load(secateur("options").out) == found
+    assert yaml.load(secateur("options").out, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) == found
     assert {"digits", "mnist"} <= set(found["datasets"])
 
 

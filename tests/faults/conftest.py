@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from app.local import Stack, stack
+from tests import speaking
 from tests.faults.cluster import FIVE_EPOCHS, SETTINGS, Cluster
 from tests.specs import finished
 
@@ -13,8 +14,7 @@ WORKERS = 2
 
 
 def client_of(running: Stack) -> httpx.Client:
-    headers = {"Authorization": f"Bearer {running.api_key}"}
-    return httpx.Client(base_url=running.url, headers=headers, timeout=30, trust_env=False)
+    return speaking.client_of(running.url, running.api_key)
 
 
 @pytest.fixture(scope="session")

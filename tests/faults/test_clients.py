@@ -28,7 +28,7 @@ def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A service that does not wait long for a body."""
     settings = {**QUICK, "SECATEUR_BODY_SECONDS": str(BODY_SECONDS)}
     state = tmp_path_factory.mktemp("hasty") / "state of it"
-    with stack(state_dir=state, workers=1, durable=False, env=settings, notify=lambda _: None) as running:
+    with stack(state_dir=state, workers=0, durable=False, env=settings, notify=lambda _: None) as running:
         yield running
 
 

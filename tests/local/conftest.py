@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.command import run
 from tests.waiting import wait_until
 
 STOP_SECONDS = 10.0
@@ -84,10 +85,9 @@ def running_up(state_dir: Path, output: Path) -> Iterator[Up]:
 
 def refused_up(*arguments: object) -> str:
     """What `secateur up` with these says when it refuses to start."""
-    command = [sys.executable, "-m", "app.cli", "up", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == 1, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    done = run("up", *arguments, folder=Path.cwd(), timeout=30)
+    assert done.code == 1, done.out + done.err
+    return done.out + done.err
 
 
 def all_gone(processes: Sequence[psutil.Process]) -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +13,10 @@ import psycopg
 import pytest
 
 from app.local import NotRunning, Stack, database_url, stack
+from tests.command import Done, run
 from tests.conftest import QUICK
 from tests.local.conftest import STOP_SECONDS
+from tests.speaking import client_of
 from tests.specs import Document, ended, read, submit, train_spec
 from tests.waiting import wait_until
 
@@ -33,13 +33,12 @@ def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def _client(running: Stack) -> httpx.Client:
-    headers = {"Authorization": f"Bearer {running.api_key}"}
-    return httpx.Client(base_url=running.url, headers=headers, timeout=30, trust_env=False)
+    return client_of(running.url, running.api_key)
 
 
-def _is_ready(running: Stack) -> bool:
+def _is_ready(http: httpx.Client) -> bool:
     try:
-        return httpx.get(f"{running.url}/readyz", timeout=5, trust_env=False).status_code == 200
+        return http.get("/readyz", timeout=5).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -51,7 +50,7 @@ def test_what_is_killed_is_started_again_and_loses_nothing(mortal: Stack, name: 
         job = submit(http, train_spec())
         before = child.pid
         os.kill(before, signal.SIGKILL)
-        wait_until(lambda: child.pid != before and _is_ready(mortal), timeout=30, what=f"{name} is back")
+        wait_until(lambda: child.pid != before and _is_ready(http), timeout=30, what=f"{name} is back")
         assert read(http, job["id"])["status"] == "queued"
 
 
@@ -87,52 +86,51 @@ def test_where_no_stack_runs_the_way_to_one_is_told(tmp_path: Path) -> None:
         database_url(tmp_path)
 
 
-def _keys(running: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _keys(running: Stack, *arguments: str) -> Done:
     return _secateur(running, "keys", *arguments)
 
 
-def _secateur(running: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "app.cli", *arguments, "--state-dir", str(running.state_dir)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def _secateur(running: Stack, *arguments: str) -> Done:
+    return run(*arguments, "--state-dir", running.state_dir, folder=Path.cwd(), timeout=60)
 
 
 def _status(running: Stack, secret: str) -> int:
-    headers = {"Authorization": f"Bearer {secret}"}
-    return httpx.get(f"{running.url}/v1/jobs", headers=headers, trust_env=False).status_code
+    with client_of(running.url, secret) as http:
+        return http.get("/v1/jobs").status_code
 
 
 def test_a_key_made_on_the_command_line_opens_until_it_is_revoked(idle_service: Stack) -> None:
     made = _keys(idle_service, "create", "--tenant", "robots", "--name", "conveyor")
-    assert made.returncode == 0, made.stderr
-    secret = made.stdout.strip()
+    assert made.code == 0, made.err
+    secret = made.out.strip()
     key_id = secret.split("_")[1]
     assert _status(idle_service, secret) == 200
-    listed = _keys(idle_service, "list").stdout
+    listed = _keys(idle_service, "list").out
     assert key_id in listed
     assert secret not in listed
     rotated = _keys(idle_service, "rotate", key_id, "--overlap-hours", "0.5")
-    assert rotated.returncode == 0, rotated.stderr
-    assert [_status(idle_service, each) for each in (secret, rotated.stdout.strip())] == [200, 200]
-    assert _keys(idle_service, "revoke", key_id).returncode == 0
-    assert [_status(idle_service, each) for each in (secret, rotated.stdout.strip())] == [401, 200]
+    assert rotated.code == 0, rotated.err
+    assert [_status(idle_service, each) for each in (secret, rotated.out.strip())] == [200, 200]
+    assert _keys(idle_service, "revoke", key_id).code == 0
+    assert [_status(idle_service, each) for each in (secret, rotated.out.strip())] == [401, 200]
     again = _keys(idle_service, "revoke", key_id)
-    assert again.returncode == 2
-    assert f"no key {key_id} that could be revoked" in again.stderr
+    assert again.code == 2
+    assert f"no key {key_id} that could be revoked" in again.err
 
 
 def test_a_key_for_no_lawful_tenant_is_refused_in_a_sentence(idle_service: Stack) -> None:
     refused = _keys(idle_service, "create", "--tenant", "No Tenant")
-    assert refused.returncode == 2
-    assert "lower-case" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    assert refused.code == 2
+    assert "lower-case" in refused.err
+    assert "Traceback" not in refused.err
 
 
 def test_limits_are_set_and_listed_on_the_command_line(idle_service: Stack) -> None:
     given = ("--max-queued", "7", "--max-running", "none", "--max-stored-bytes", "default")
     done = _secateur(idle_service, "tenants", "set", "limited", *given)
-    assert done.returncode == 0, done.stderr
-    row = next(line for line in _secateur(idle_service, "tenants", "list").stdout.splitlines() if "limited" in line)
+    assert done.code == 0, done.err
+    row = next(line for line in _secateur(idle_service, "tenants", "list").out.splitlines() if "limited" in line)
     assert " ".join(row.split()) == "limited 0 of 7 0 of none 0 of default default"
     refused = _secateur(idle_service, "tenants", "set", "limited", "--max-queued", "-1")
-    assert refused.returncode == 2
-    assert "a number, `none`, or `default`" in refused.stderr
+    assert refused.code == 2
+    assert "a number, `none`, or `default`" in refused.err

@@ -12,13 +12,14 @@ import pytest
 
 from app.local import Stack
 from tests.local.conftest import all_gone, refused_up, running_up, starting_up
+from tests.speaking import client_of
 from tests.specs import ended, read, submit, train_spec
 from tests.waiting import wait_until
 
 
 def _client(url: str, state_dir: Path) -> httpx.Client:
     key = (state_dir / "api-key").read_text().strip()
-    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30, trust_env=False)
+    return client_of(url, key)
 
 
 @pytest.mark.alone
