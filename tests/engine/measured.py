@@ -20,7 +20,6 @@ from worker.engine import pipeline
 from worker.engine.data import DatasetStore
 from worker.engine.execute import AFTER, BEFORE, PRUNED, Training
 from worker.engine.lockstep import Whole, carry_out
-from worker.engine.observer import Observer
 from worker.engine.progress import Progress, state_of
 
 
@@ -44,11 +43,11 @@ class Watched(Whole[Result]):
     """A run with at least one training, which can be looked at afterwards."""
 
     def __init__(
-        self, spec: Document, out: Path, observer: Observer, inputs: Mapping[str, Path] = NOTHING, **given: Any
+        self, spec: Document, out: Path, heard: Listener, inputs: Mapping[str, Path] = NOTHING, **given: Any
     ) -> None:
         given = {"datasets": DatasetStore(None), **given}
-        super().__init__(pipeline.steps(parse_spec(spec), inputs=inputs, out=out, observer=observer, **given))
-        self.observer = observer
+        super().__init__(pipeline.steps(parse_spec(spec), inputs=inputs, out=out, observer=heard, **given))
+        self.heard = heard
 
     def go_on(self, failure: BaseException | None = None) -> Training | None:
         training = super().go_on(failure)

@@ -65,7 +65,7 @@ class Ran:
 
     def _run(self, number: int, spec: Document, recovery: Recovery) -> Watched:
         self.folders[number].mkdir(parents=True)
-        given = {"datasets": self._store, "recovery": recovery, "placed": self._placed}
+        given: Mapping[str, Any] = {"datasets": self._store, "recovery": recovery, "placed": self._placed}
         return Watched(spec, self.folders[number], self.heard[number], **given)
 
     @property
@@ -133,14 +133,9 @@ def test_each_comes_to_what_it_would_by_itself(plan: str, tmp_path: Path, alone:
     assert ran.together == [3, 3, 3]
     for ours, spec in zip(ran.runs, specs, strict=True):
         theirs = alone(spec)
-        assert _told(ours.observer) == _told(theirs.observer)
+        assert (ours.heard.heard, ours.heard.steps) == (theirs.heard.heard, theirs.heard.steps)
         assert theirs.progress.together is None
         _agree(ours, theirs)
-
-
-def _told(observer: Observer) -> tuple[Sequence[str], Sequence[tuple[int, int, str]]]:
-    assert isinstance(observer, Listener)
-    return observer.heard, observer.steps
 
 
 def test_each_publishes_what_it_would_by_itself_and_says_how_many_they_were(tmp_path: Path) -> None:
