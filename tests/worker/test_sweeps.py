@@ -65,7 +65,9 @@ def _names(runtime: Runtime, job_id: str) -> Sequence[str]:
         return sorted(artifact.name for artifact in jobs.artifacts(session, job_id))
 
 
-def test_a_sweep_runs_its_members_and_puts_them_side_by_side(runtime: Runtime, submit_sweep: Sweep, read: Read) -> None:
+def test_a_sweep_runs_its_members_puts_them_side_by_side_and_tells_its_story(
+    runtime: Runtime, submit_sweep: Sweep, read: Read
+) -> None:
     sweep_id = submit_sweep(grid={"thresholds": [0.01, 0.5], "seeds": [1, 2]})
     woken: list[str] = []
 
@@ -85,6 +87,10 @@ def test_a_sweep_runs_its_members_and_puts_them_side_by_side(runtime: Runtime, s
         assert member.outcome.nonzero == report["total"]["nonzero_after"]
         assert member.outcome.accuracy_after == report["accuracy_after"]["accuracy"]
     assert row.result["front"] == [frontier.members[number].job_id for number in frontier.front]
+    with runtime.sessions() as session:
+        events = jobs.events(session, sweep_id, after=0, limit=100)
+    told = [event.data.get("phase", event.type) for event in events]
+    assert told == ["waiting", *["member"] * 4, "queued", "running", "reporting", "publishing", "succeeded"]
 
 
 def test_a_member_is_what_it_would_be_by_itself(
@@ -192,12 +198,3 @@ def test_a_damaged_report_of_a_member_is_refused(runtime: Runtime, submit_sweep:
     assert row.error is not None
     assert (row.status, row.error["code"]) == ("failed", "artifact_corrupt")
     assert "report.json" in row.error["message"]
-
-
-def test_the_log_of_a_sweep_tells_its_story(runtime: Runtime, submit_sweep: Sweep, read: Read) -> None:
-    sweep_id = submit_sweep()
-    _run_all(runtime, read, sweep_id)
-    with runtime.sessions() as session:
-        events = jobs.events(session, sweep_id, after=0, limit=100)
-    told = [event.data.get("phase", event.type) for event in events]
-    assert told == ["waiting", "member", "member", "queued", "running", "reporting", "publishing", "succeeded"]

@@ -184,7 +184,7 @@ def test_jobs_of_no_sweep_and_of_another_stay_where_they_are(
 def test_one_that_is_cancelled_leaves_and_the_others_go_on(
     worker: Runtime, submit_sweep: Sweep, read: Read, sessions: sessionmaker[Session]
 ) -> None:
-    *members, _ = submit_sweep(base={**BASE, "training": {**BASE["training"], "epochs": 8}})
+    *members, _ = submit_sweep(base={**BASE, "training": {**BASE["training"], "epochs": 5}})
     cancelled: list[str] = []
 
     @event.listens_for(sessions, "after_commit")
