@@ -77,7 +77,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def l1(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The same with an L1 penalty strong enough to empty tensors in a few epochs."""
     penalty = {"penalty": "l1", "strength": 0.05}
-    spec = train_spec(display_name="l1", histogram={}, training={"epochs": 8}, regularization=penalty)
+    spec = train_spec(display_name="l1", histogram={}, training={"epochs": 4, "batch_size": 50}, regularization=penalty)
     return run(spec, tmp_path_factory.mktemp("engine") / "l1")
 
 

@@ -6,7 +6,13 @@ import pytest
 
 from app.contract.report import ComparedJob, Comparison, Distribution, Histogram, TensorHistogram
 from tests.engine.conftest import Run
-from worker.engine.drawing import _highest, draw_comparison, draw_histogram
+from worker.engine.drawing import _headline, _highest, draw_comparison, draw_histogram
+
+
+@pytest.fixture
+def one(plain: Run) -> Histogram:
+    """Of one tensor: each row takes half a second to draw."""
+    return Histogram(bins=256, tensors=plain.histogram.tensors[:1])
 
 
 def _size(picture: bytes) -> tuple[int, int]:
@@ -51,22 +57,42 @@ def test_odd_tensors_can_be_drawn(plain: Run) -> None:
 
 
 @pytest.mark.parametrize("title", [None, "x" * 128, "$\\frac{a}{b}$ and $", "_漢字 🙂 العربية Ünë θ"])
-def test_a_title_is_taken_as_it_is(plain: Run, title: str | None) -> None:
-    assert _size(draw_histogram(plain.histogram, plain.report, title))[0] < 2_000
+def test_a_title_is_taken_as_it_is(plain: Run, one: Histogram, title: str | None) -> None:
+    assert _size(draw_histogram(one, plain.report, title))[0] < 2_000
 
 
-def test_the_same_input_gives_the_same_bytes(plain: Run, l1: Run) -> None:
-    assert draw_histogram(plain.histogram, plain.report, "a") == draw_histogram(plain.histogram, plain.report, "a")
-    assert draw_histogram(plain.histogram, plain.report, "a") != draw_histogram(l1.histogram, l1.report, "a")
+def test_the_same_input_gives_the_same_bytes(plain: Run, l1: Run, one: Histogram) -> None:
+    published = (plain.folder / "histogram.png").read_bytes()
+    assert draw_histogram(plain.histogram, plain.report, "plain") == published
+    other = l1.histogram.tensors[:1]
+    assert draw_histogram(one, plain.report, "a") != draw_histogram(
+        one.model_copy(update={"tensors": other}), plain.report, "a"
+    )
 
 
-def test_every_tensor_gets_a_row(plain: Run) -> None:
-    one = Histogram(bins=256, tensors=plain.histogram.tensors[:1])
+def test_every_tensor_gets_a_row(plain: Run, one: Histogram) -> None:
+    _, low = _size(draw_histogram(one, plain.report, "plain"))
+    _, high = _size((plain.folder / "histogram.png").read_bytes())
 
-    _, low = _size(draw_histogram(one, plain.report, None))
-    _, high = _size(draw_histogram(plain.histogram, plain.report, None))
-
+    assert len(plain.histogram.tensors) == 3
     assert 2.2 < high / low < 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"penalty": "l1-proximal", "strength": 0.5}, "digits, proximal L1 penalty β = 0.5, pruned at θ = 0.01: "),
+        ({"method": "n:m", "threshold": None}, "digits, no penalty, pruned by n:m: "),
+        ({"method": "channels", "threshold": None}, "pruned by whole channels: "),
+        ({"method": "taylor", "threshold": None, "schedule": "iterative"}, "pruned by taylor in rounds: "),
+        ({"method": "magnitude", "threshold": None, "schedule": "gradual"}, "pruned by magnitude gradually: "),
+        ({"kind": "prune"}, "digits, pruned at θ = 0.01: "),
+        ({"method": None}, "digits, no penalty, not pruned: "),
+    ],
+    ids=str,
+)
+def test_the_headline_says_what_was_done(plain: Run, changes: dict[str, object], said: str) -> None:
+    assert said in _headline(None, plain.report.model_copy(update=changes))
 
 
 def _job(run: Run, number: int, **changes: object) -> ComparedJob:
@@ -76,10 +102,10 @@ def _job(run: Run, number: int, **changes: object) -> ComparedJob:
     return job.model_copy(update=changes)
 
 
-def test_two_to_eight_jobs_can_be_compared(plain: Run, l1: Run) -> None:
-    for count in (2, 8):
-        jobs = tuple(_job((plain, l1)[number % 2], number) for number in range(count))
-        assert _size(draw_comparison(Comparison(jobs=jobs))) > (1_000, 1_000)
+def test_two_to_eight_jobs_can_be_compared(plain: Run, l1: Run, compared: Run) -> None:
+    assert _size((compared.folder / "comparison.png").read_bytes()) > (1_000, 1_000)
+    jobs = tuple(_job((plain, l1)[number % 2], number) for number in range(8))
+    assert _size(draw_comparison(Comparison(jobs=jobs))) > (1_000, 1_000)
 
 
 def test_odd_jobs_can_be_compared(plain: Run, l1: Run) -> None:
@@ -121,7 +147,3 @@ def test_all_tensors_of_a_network_fit_one_bounded_picture(plain: Run) -> None:
     assert len(tensors) == 16
     assert width < 2_000
     assert height < 6_000
-
-
-def test_the_comparison_in_the_artifacts_is_a_picture(compared: Run) -> None:
-    assert _size((compared.folder / "comparison.png").read_bytes()) > (1_000, 1_000)

@@ -53,47 +53,33 @@ def _import(upload: Path, out: Path, observer: Observer | None = None) -> Import
     return result
 
 
-def test_both_formats_give_the_same_network(tmp_path: Path) -> None:
-    state = state_dict()
+def test_both_formats_give_the_same_network_and_a_receipt(tmp_path: Path) -> None:
+    """Of a PyTorch file, parameters and channels-last tensors too are taken as plain ones."""
+    state, heard = state_dict(), Listener()
     state["fc1.weight"][0] = 0
-    save_file(state, tmp_path / "upload.safetensors", {"from": "elsewhere"})
-    torch.save(OrderedDict(state), tmp_path / "upload.pt")
-
-    results = [_import(tmp_path / f"upload.{kind}", tmp_path / kind) for kind in ("safetensors", "pt")]
-
-    for kind, result in zip(("safetensors", "pt"), results, strict=True):
-        assert (result.channels, result.hidden) == (MODEL.channels, MODEL.hidden)
-        zeros = sum(int((state[name] == 0).sum()) for name in ("fc1.weight",)) + 2 + 3 + 4  # BatchNorm's shifts
-        assert (result.parameters, result.nonzero) == (MODEL.parameters(), MODEL.parameters() - zeros)
-        loaded = load_file(tmp_path / kind / "model.safetensors")
-        assert loaded.keys() == state.keys()
-        assert all(torch.equal(loaded[name], state[name]) for name in state)
-    one, other = ((tmp_path / kind / "model.safetensors").read_bytes() for kind in ("safetensors", "pt"))
-    assert one == other
-
-
-def test_an_import_tells_what_it_found_and_leaves_a_receipt(tmp_path: Path) -> None:
-    upload, heard = written(tmp_path, torch_file(state_dict())), Listener()
-
-    result = _import(upload, tmp_path / "out", heard)
-
-    assert heard.heard == [Phase.IMPORTING, "imported"]
-    assert heard.records[0][1]["channels"] == [2, 3, 4]
-    manifest = Manifest.model_validate_json((tmp_path / "out" / "manifest.json").read_bytes())
-    assert manifest.receipt.inputs == {"upload": result.sha256} == {"upload": file_sha256(upload)}
-    assert {file.name for file in manifest.files} == {"model.safetensors", "model.pt"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.safetensors", "model.pt", "manifest.json"}
-
-
-def test_parameters_and_channels_last_are_taken_as_plain_tensors(tmp_path: Path) -> None:
-    state = state_dict()
     odd = {**state, "fc2.bias": nn.Parameter(state["fc2.bias"])}
     odd["layer2.0.weight"] = state["layer2.0.weight"].to(memory_format=torch.channels_last)
+    save_file(state, tmp_path / "upload.safetensors", {"from": "elsewhere"})
+    torch.save(OrderedDict(odd), tmp_path / "upload.pt")
 
-    _import(written(tmp_path, torch_file(odd)), tmp_path / "out")
+    results = [_import(tmp_path / f"upload.{kind}", tmp_path / kind, heard) for kind in ("safetensors", "pt")]
 
-    loaded = load_file(tmp_path / "out" / "model.safetensors")
-    assert all(torch.equal(loaded[name], state[name]) for name in state)
+    assert heard.heard == 2 * [Phase.IMPORTING, "imported"]
+    for kind, result, (_, told) in zip(("safetensors", "pt"), results, heard.records, strict=True):
+        upload, out = tmp_path / f"upload.{kind}", tmp_path / kind
+        assert (result.channels, result.hidden) == (MODEL.channels, MODEL.hidden)
+        assert told["channels"] == list(MODEL.channels)
+        zeros = sum(int((state[name] == 0).sum()) for name in ("fc1.weight",)) + 2 + 3 + 4  # BatchNorm's shifts
+        assert (result.parameters, result.nonzero) == (MODEL.parameters(), MODEL.parameters() - zeros)
+        loaded = load_file(out / "model.safetensors")
+        assert loaded.keys() == state.keys()
+        assert all(torch.equal(loaded[name], state[name]) for name in state)
+        manifest = Manifest.model_validate_json((out / "manifest.json").read_bytes())
+        assert manifest.receipt.inputs == {"upload": result.sha256} == {"upload": file_sha256(upload)}
+        assert {file.name for file in manifest.files} == {"model.safetensors", "model.pt"}
+        assert {path.name for path in out.iterdir()} == {"model.safetensors", "model.pt", "manifest.json"}
+    one, other = ((tmp_path / kind / "model.safetensors").read_bytes() for kind in ("safetensors", "pt"))
+    assert one == other
 
 
 class _Wants:

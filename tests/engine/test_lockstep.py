@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,14 +13,13 @@ import torch
 
 from app.contract.datasets import DatasetName
 from app.contract.report import Manifest, Report
-from app.contract.result import Result
-from app.contract.spec import ModelSpec, parse_spec
+from app.contract.spec import ModelSpec
 from app.contract.status import Phase
 from app.contract.training import TrainingSpec
 from tests.engine.conftest import Listener, run
+from tests.engine.measured import Measured, Unpublished, Watched, measured
 from tests.engine.together import Keeping, Power
 from tests.specs import Document, train_spec
-from worker.engine import pipeline
 from worker.engine.data import DatasetStore
 from worker.engine.errors import NonFiniteLoss
 from worker.engine.execute import Steps, Training
@@ -48,7 +47,7 @@ NOTHING: Mapping[int, Any] = MappingProxyType({})
 
 
 class Ran:
-    """Runs that were carried out together, in folders of their own."""
+    """Runs that were carried out together, up to what they publish unless somebody hears of that too."""
 
     def __init__(
         self,
@@ -60,46 +59,51 @@ class Ran:
     ) -> None:
         self._placed, self._store = Placed(), DatasetStore(None)
         self.folders = [folder / str(number) for number in range(len(specs))]
-        self.heard = [heard.get(number, Listener()) for number in range(len(specs))]
+        self.heard = [heard.get(number, Unpublished()) for number in range(len(specs))]
         self.runs = [self._run(number, spec, recoveries.get(number, Recovery())) for number, spec in enumerate(specs)]
         carry_out(self.runs, together)
 
-    def _run(self, number: int, spec: Document, recovery: Recovery) -> Whole[Result]:
+    def _run(self, number: int, spec: Document, recovery: Recovery) -> Watched:
         self.folders[number].mkdir(parents=True)
-        return Whole(
-            pipeline.steps(
-                parse_spec(spec),
-                datasets=self._store,
-                inputs={},
-                out=self.folders[number],
-                observer=self.heard[number],
-                recovery=recovery,
-                placed=self._placed,
-            )
-        )
-
-    def report(self, number: int) -> Report:
-        return Report.model_validate_json((self.folders[number] / "report.json").read_bytes())
+        given: Mapping[str, Any] = {"datasets": self._store, "recovery": recovery, "placed": self._placed}
+        return Watched(spec, self.folders[number], self.heard[number], **given)
 
     @property
     def together(self) -> list[int | None]:
-        """What the receipts say."""
-        texts = [(folder / "manifest.json").read_bytes() for folder in self.folders]
-        return [Manifest.model_validate_json(text).receipt.together for text in texts]
+        return [run.progress.together for run in self.runs]
 
-    def sha256(self, number: int) -> str:
-        return _sha256(self.folders[number])
+    def manifest(self, number: int) -> Manifest:
+        return Manifest.model_validate_json((self.folders[number] / "manifest.json").read_bytes())
 
 
-def _sha256(folder: Path) -> str:
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+Alone = Callable[[Document], Watched]
 
 
-def _agree(ours: Report, theirs: Report) -> None:
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    """What comes of a spec by itself, which several tests want to know."""
+    known: dict[str, Watched] = {}
+    out = tmp_path_factory.mktemp("alone")
+
+    def run(spec: Document) -> Watched:
+        key = json.dumps(spec)
+        if key not in known:
+            known[key] = measured(spec, out)
+        return known[key]
+
+    return run
+
+
+def _agree(ours: Watched, theirs: Watched) -> None:
     """By losses: accuracies of 360 images jump in the first steps of a training, which these are."""
-    assert ours.accuracy_before.loss == pytest.approx(theirs.accuracy_before.loss, rel=0.005)
-    assert ours.accuracy_after.loss == pytest.approx(theirs.accuracy_after.loss, rel=0.03)
-    assert ours.total.nonzero_after == pytest.approx(theirs.total.nonzero_after, rel=0.01)
+    assert ours.before.loss == pytest.approx(theirs.before.loss, rel=0.005)
+    assert ours.after.loss == pytest.approx(theirs.after.loss, rel=0.03)
+    assert ours.nonzero == pytest.approx(theirs.nonzero, rel=0.01)
+
+
+def _same_bits(ours: Watched, theirs: Watched) -> bool:
+    pairs = zip(ours.state.values(), theirs.state.values(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs) and ours.after == theirs.after
 
 
 PLANS: Mapping[str, Document] = {
@@ -121,40 +125,54 @@ PLANS: Mapping[str, Document] = {
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_each_comes_to_what_it_would_by_itself(plan: str, tmp_path: Path) -> None:
+def test_each_comes_to_what_it_would_by_itself(plan: str, tmp_path: Path, alone: Alone) -> None:
     specs = [_spec(seed, **PLANS[plan]) for seed in range(3)]
 
-    ran = Ran(tmp_path / "together", specs)
+    ran = Ran(tmp_path, specs)
 
     assert ran.together == [3, 3, 3]
-    for number, spec in enumerate(specs):
-        alone = run(spec, tmp_path / f"alone {number}")
-        assert ran.heard[number].heard == alone.heard.heard
-        assert ran.heard[number].steps == alone.heard.steps
-        assert alone.manifest.receipt.together is None
-        _agree(ran.report(number), alone.report)
+    for ours, spec in zip(ran.runs, specs, strict=True):
+        theirs = alone(spec)
+        assert (ours.heard.heard, ours.heard.steps) == (theirs.heard.heard, theirs.heard.steps)
+        assert theirs.progress.together is None
+        _agree(ours, theirs)
+
+
+def test_each_publishes_what_it_would_by_itself_and_says_how_many_they_were(tmp_path: Path) -> None:
+    specs = [_spec(seed, **PLANS["fine-tuned"]) for seed in range(2)]
+
+    ran = Ran(tmp_path / "together", specs, heard={number: Listener() for number in range(2)})
+
+    theirs = run(specs[0], tmp_path / "alone")
+    assert ran.heard[0].heard == theirs.heard.heard
+    assert [ran.manifest(number).receipt.together for number in range(2)] == [2, 2]
+    assert theirs.manifest.receipt.together is None
+    assert [file.name for file in ran.manifest(0).files] == [file.name for file in theirs.manifest.files]
+    for number, each in enumerate(ran.runs):
+        report = Report.model_validate_json((ran.folders[number] / "report.json").read_bytes())
+        assert (report.accuracy_before, report.accuracy_after) == (each.before, each.after)
+        assert report.total.nonzero_after == each.nonzero
 
 
 def test_the_same_group_comes_to_the_same_bits(tmp_path: Path) -> None:
     specs = [_spec(seed, **PLANS["fine-tuned"]) for seed in range(2)]
     first, again = Ran(tmp_path / "first", specs), Ran(tmp_path / "again", specs)
-    assert [first.sha256(number) for number in range(2)] == [again.sha256(number) for number in range(2)]
+    assert all(map(_same_bits, first.runs, again.runs))
 
 
 @pytest.mark.parametrize("together", [APART, Together(1, "any"), Together(16, "gpu")], ids=str)
-def test_where_it_is_not_wanted_each_comes_to_its_own_bits(together: Together, tmp_path: Path) -> None:
+def test_where_it_is_not_wanted_each_comes_to_its_own_bits(together: Together, tmp_path: Path, alone: Alone) -> None:
     specs = [_spec(seed) for seed in range(2)]
-    ran = Ran(tmp_path / "ran", specs, together)
+    ran = Ran(tmp_path, specs, together)
     assert ran.together == [None, None]
-    for number, spec in enumerate(specs):
-        assert ran.sha256(number) == _sha256(run(spec, tmp_path / f"alone {number}").folder)
+    assert all(map(_same_bits, ran.runs, map(alone, specs)))
 
 
 def test_no_more_than_are_wanted_are_trained_at_once(tmp_path: Path) -> None:
     assert Ran(tmp_path, [_spec(seed) for seed in range(5)], Together(2, "any")).together == [2, 2, 2, 2, None]
 
 
-def test_what_does_not_fit_is_trained_by_itself(tmp_path: Path) -> None:
+def test_what_does_not_fit_is_trained_by_itself(tmp_path: Path, alone: Alone) -> None:
     """Of other widths, with another number of validation images, and pruned within its course."""
     wide = {"architecture": "cnn", "channels": [4, 4, 8], "hidden": 20}
     gradual = {"method": "magnitude", "keep": 50, "schedule": {"name": "gradual", "end_epoch": 1, "every_steps": 5}}
@@ -163,13 +181,12 @@ def test_what_does_not_fit_is_trained_by_itself(tmp_path: Path) -> None:
         _spec(3, dataset={"name": "digits", "validation_images": 100}),
         _spec(4, pruning=gradual),
     ]
-    ran = Ran(tmp_path / "ran", [_spec(0), *odd, _spec(1)])
+    ran = Ran(tmp_path, [_spec(0), *odd, _spec(1)])
     assert ran.together == [2, None, None, None, 2]
-    for number, spec in enumerate(odd, start=1):
-        assert ran.sha256(number) == _sha256(run(spec, tmp_path / f"alone {number}").folder)
+    assert all(map(_same_bits, ran.runs[1:-1], map(alone, odd)))
 
 
-def test_one_that_fails_fails_alone(tmp_path: Path) -> None:
+def test_one_that_fails_fails_alone(tmp_path: Path, alone: Alone) -> None:
     """So strong a penalty drives the weights out of all bounds."""
     training = {"epochs": 4, "device": "cpu", "optimizer": {"name": "sgd", "momentum": 0}, "learning_rate": 0.3}
     specs = [
@@ -177,20 +194,19 @@ def test_one_that_fails_fails_alone(tmp_path: Path) -> None:
         for strength in (0.05, 1.0, 0.3)
     ]
 
-    ran = Ran(tmp_path / "ran", specs)
+    ran = Ran(tmp_path, specs, heard={1: Listener(), 2: Listener()})
 
-    assert [type(each.failure) for each in ran.runs] == [type(None), NonFiniteLoss, type(None)]
+    assert [type(each.failure) for each in ran.runs] == [Measured, NonFiniteLoss, type(None)]
     assert list(ran.folders[1].iterdir()) == []
-    assert ran.report(2).accuracy_before.loss == pytest.approx(
-        run(specs[2], tmp_path / "alone").report.accuracy_before.loss, rel=0.1
-    )
+    assert (ran.folders[2] / "manifest.json").is_file()
+    assert ran.runs[2].before.loss == pytest.approx(alone(specs[2]).before.loss, rel=0.1)
 
 
 class _Cancelled(Exception):
     pass
 
 
-class _Impatient(Listener):
+class _Impatient(Unpublished):
     """Wants to end at a step, or at the first question after its training."""
 
     def __init__(self, step: int | None) -> None:
@@ -208,16 +224,16 @@ class _Impatient(Listener):
 
 
 @pytest.mark.parametrize("step", [2, None])
-def test_one_that_leaves_does_not_hold_up_the_others(step: int | None, tmp_path: Path) -> None:
+def test_one_that_leaves_does_not_hold_up_the_others(step: int | None, tmp_path: Path, alone: Alone) -> None:
     specs = [_spec(seed) for seed in range(3)]
     leaving = _Impatient(step)
 
-    ran = Ran(tmp_path / "ran", specs, heard={1: leaving})
+    ran = Ran(tmp_path, specs, heard={1: leaving})
 
     assert isinstance(ran.runs[1].failure, _Cancelled)
     assert leaving.heard == ["preparing_data", "training"]
     for number in (0, 2):
-        _agree(ran.report(number), run(specs[number], tmp_path / f"alone {number}").report)
+        _agree(ran.runs[number], alone(specs[number]))
 
 
 class _Ending(Listener):
@@ -271,7 +287,7 @@ def test_no_more_are_trained_at_once_than_there_is_memory_for(memory: int, toget
 
 def test_what_ends_the_process_amid_the_work_of_one_leaves_what_is_done(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
-        Ran(tmp_path, [_spec(seed) for seed in range(3)], heard={1: _Ending("evaluating")})
+        Ran(tmp_path, [_spec(seed) for seed in range(3)], heard={0: Listener(), 1: _Ending("evaluating")})
     assert (tmp_path / "0" / "manifest.json").is_file()
     assert list((tmp_path / "1").iterdir()) == list((tmp_path / "2").iterdir()) == []
 
@@ -293,10 +309,10 @@ def test_those_that_stand_at_one_step_go_on_together_to_the_same_bits(tmp_path: 
 
     assert ran.together == [2, 2]
     assert [len(each.steps) for each in ran.heard] == [len(each.steps) - 7 for each in whole.heard]
-    assert [ran.sha256(number) for number in range(2)] == [whole.sha256(number) for number in range(2)]
+    assert all(map(_same_bits, ran.runs, whole.runs))
 
 
-def test_those_at_other_steps_go_on_by_themselves_and_meet_at_the_next_course(tmp_path: Path) -> None:
+def test_those_at_other_steps_go_on_by_themselves_and_meet_at_the_next_course(tmp_path: Path, alone: Alone) -> None:
     specs = [_spec(seed, **PLANS["fine-tuned"]) for seed in range(3)]
     recoveries = dict(_interrupted(tmp_path, specs, [7, 9, 7]))
     del recoveries[2]  # which begins anew
@@ -305,5 +321,5 @@ def test_those_at_other_steps_go_on_by_themselves_and_meet_at_the_next_course(tm
 
     assert ran.together == [3, 3, 3]
     assert [each.heard.count("resumed") for each in ran.heard] == [1, 1, 0]
-    for number, spec in enumerate(specs):
-        _agree(ran.report(number), run(spec, tmp_path / f"alone {number}").report)
+    for ours, spec in zip(ran.runs, specs, strict=True):
+        _agree(ours, alone(spec))

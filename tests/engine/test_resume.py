@@ -10,13 +10,16 @@ from types import MappingProxyType
 
 import pytest
 import torch
+from torch import Tensor
 
 from app.contract.spec import parse_spec
 from tests.engine.conftest import JOBS, Listener, Run
+from tests.engine.measured import Measured, Unpublished, Watched, measured
 from tests.specs import Document, train_spec
 from worker.engine import pipeline
 from worker.engine.data import DatasetStore
 from worker.engine.errors import InvalidCheckpoint
+from worker.engine.lockstep import carry_out
 from worker.engine.resume import Recovery, TrainingState, load
 
 SPEC = train_spec(training={"epochs": 3}, regularization={"penalty": "l1"})
@@ -54,14 +57,12 @@ def _interrupted(tmp_path: Path, *steps: int, recovery: Recovery | None = None) 
     return tuple(keeper.files)
 
 
-def _run(
-    out: Path, listener: Listener, recovery: Recovery, spec: Document = SPEC, inputs: Mapping[str, Path] = NO_INPUTS
-) -> None:
+def _run(out: Path, listener: Listener, recovery: Recovery) -> None:
     out.mkdir(exist_ok=True)
     pipeline.run(
-        parse_spec(spec),
+        parse_spec(SPEC),
         datasets=DatasetStore(None),
-        inputs=inputs,
+        inputs=NO_INPUTS,
         out=out,
         observer=listener,
         recovery=recovery,
@@ -77,9 +78,40 @@ def _files(folder: Path) -> dict[str, str]:
     }
 
 
+def _measured(
+    folder: Path, recovery: Recovery, spec: Document = SPEC, inputs: Mapping[str, Path] = NO_INPUTS
+) -> Watched:
+    folder.mkdir()
+    return measured(spec, folder, inputs, recovery=recovery)
+
+
+def _same_bits(ours: Watched, theirs: Watched) -> bool:
+    """Of all that is published."""
+
+    def facts(run: Watched) -> tuple[object, ...]:
+        of = run.progress
+        history = [each.model_dump(exclude={"seconds"}) for each in of.history]
+        return of.stage, of.steps, of.thresholds, of.accuracies, history
+
+    def tensors(run: Watched) -> Mapping[str, Tensor]:
+        of = run.progress
+        parts = {"now": run.state, "dense": of.dense or {}, "mask": of.mask or {}, "predicted": of.predictions}
+        return {f"{part} {name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+
+    one, other = tensors(ours), tensors(theirs)
+    same = one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    return same and facts(ours) == facts(theirs)
+
+
 def _metrics(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """The same, up to what is published."""
+    return _measured(tmp_path_factory.mktemp("unbroken") / "out", Recovery())
 
 
 @pytest.fixture(scope="session")
@@ -95,17 +127,14 @@ def _same(first: Path, second: Path) -> bool:
 
 
 @pytest.mark.parametrize("step", [1, STEPS, 2 * STEPS - 1, 3 * STEPS])
-def test_it_goes_on_from_any_step_to_the_same_bits(whole: Path, tmp_path: Path, step: int) -> None:
+def test_it_goes_on_from_any_step_to_the_same_bits(unbroken: Watched, tmp_path: Path, step: int) -> None:
     checkpoints = _interrupted(tmp_path, step)
 
-    resumed = Listener()
-    _run(tmp_path / "resumed", resumed, Recovery(2, checkpoints))
+    resumed = _measured(tmp_path / "resumed", Recovery(2, checkpoints))
 
-    assert _same(tmp_path / "resumed", whole)
-    assert [done for done, _, unit in resumed.steps if unit == "steps"] == list(range(step + 1, 3 * STEPS + 1))
-    receipt = json.loads((tmp_path / "resumed" / "manifest.json").read_text())["receipt"]
-    told = {"device_name": receipt["device_name"], "torch": torch.__version__}
-    assert (receipt["attempt"], receipt["resumes"]) == (2, [{"attempt": 2, "step": step, **told}])
+    assert _same_bits(resumed, unbroken)
+    assert [done for done, _, unit in resumed.heard.steps if unit == "steps"] == list(range(step + 1, 3 * STEPS + 1))
+    assert resumed.heard.records[0] == ("resumed", {"step": step})
 
 
 def test_it_goes_on_again_and_again(whole: Path, tmp_path: Path) -> None:
@@ -129,7 +158,10 @@ def test_it_goes_on_with_as_many_threads_as_it_began_with(whole: Path, tmp_path:
         torch.set_num_threads(before)
 
     assert _same(tmp_path / "resumed", whole)
-    assert json.loads((tmp_path / "resumed" / "manifest.json").read_text())["receipt"]["threads"] == before
+    receipt = json.loads((tmp_path / "resumed" / "manifest.json").read_text())["receipt"]
+    told = {"device_name": receipt["device_name"], "torch": torch.__version__}
+    assert (receipt["attempt"], receipt["resumes"]) == (2, [{"attempt": 2, "step": 10, **told}])
+    assert receipt["threads"] == before
 
 
 def _truncated(path: Path) -> None:
@@ -158,13 +190,12 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(tmp_path: Path, da
     assert Recovery(2, checkpoints).latest(data) is None
 
 
-def test_with_no_checkpoint_left_it_starts_over(whole: Path, tmp_path: Path) -> None:
+def test_with_no_checkpoint_left_it_starts_over(unbroken: Watched, tmp_path: Path) -> None:
     checkpoints = _interrupted(tmp_path, 1)
     _truncated(checkpoints[0])
-    resumed = Listener()
-    _run(tmp_path / "resumed", resumed, Recovery(2, checkpoints))
-    assert _same(tmp_path / "resumed", whole)
-    assert resumed.steps[0][0] == 1
+    resumed = _measured(tmp_path / "resumed", Recovery(2, checkpoints))
+    assert _same_bits(resumed, unbroken)
+    assert resumed.heard.steps[0][0] == 1
 
 
 def test_a_checkpoint_of_other_data_is_not_gone_on_from(tmp_path: Path) -> None:
@@ -224,22 +255,21 @@ def test_a_run_of_several_stages_goes_on_from_each_of_its_checkpoints(plain: Run
     spec = train_spec(**{"dataset": dataset, "training": {"epochs": 2}, **STAGED[name]})
     inputs = {JOBS["plain"]: plain.folder}
     keeper = _EveryFew(tmp_path)
-    _run(tmp_path / "whole", keeper, Recovery(), spec, inputs)
-    metrics = _metrics(tmp_path / "whole")
-    assert len(keeper.files) == len(metrics) * 2
+    whole = Watched(spec, tmp_path, keeper, inputs)
+    carry_out([whole])
+    assert isinstance(whole.failure, Measured)
+    epochs = len(whole.progress.history)
+    assert len(keeper.files) == epochs * 2
 
     for number, checkpoint in enumerate(keeper.files):
-        resumed = Listener()
-        _run(tmp_path / str(number), resumed, Recovery(2, (checkpoint,)), spec, inputs)
-        assert _files(tmp_path / str(number)) == _files(tmp_path / "whole"), number
-        assert _metrics(tmp_path / str(number)) == metrics
-        receipt = json.loads((tmp_path / str(number) / "manifest.json").read_text())["receipt"]
-        assert receipt["resumes"][0]["step"] == int(checkpoint.stem)
-        trained = sum(unit == "steps" for _, _, unit in resumed.steps)
-        assert trained == STAGED_STEPS * len(metrics) - int(checkpoint.stem)
+        resumed = _measured(tmp_path / str(number), Recovery(2, (checkpoint,)), spec, inputs)
+        assert _same_bits(resumed, whole), number
+        assert ("resumed", {"step": int(checkpoint.stem)}) in resumed.heard.records
+        trained = sum(unit == "steps" for _, _, unit in resumed.heard.steps)
+        assert trained == STAGED_STEPS * epochs - int(checkpoint.stem)
 
 
-class _EveryFew(Listener):
+class _EveryFew(Unpublished):
     """Keeps a checkpoint in the midst of each epoch, and at its end."""
 
     def __init__(self, folder: Path) -> None:

@@ -1,7 +1,9 @@
-"""Whole runs: every method, penalty and schedule, from the spec to the files."""
+"""Whole runs: every method, penalty and schedule, from the spec to the files, but for the pictures; or to what would be
+published."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -9,14 +11,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from app.contract.network import PARAMETER_NAMES, parameter_count
-from tests.engine.conftest import JOBS, Run, run
+from tests.engine import conftest
+from tests.engine.conftest import JOBS, Listener, Run
+from tests.engine.measured import measured
 from tests.specs import Document, prune_spec, train_spec
 
 TOTAL = parameter_count((4, 4, 8), 16)
 DATASET = {"name": "digits", "validation_images": 137}
 
 
-def _nonzero(state: dict[str, Tensor]) -> int:
+def run(spec: Document, folder: Path, inputs: Mapping[str, Path] | None = None) -> Run:
+    return conftest.run({**spec, "histogram": {"tensors": []}}, folder, inputs)
+
+
+def _nonzero(state: Mapping[str, Tensor]) -> int:
     return sum(int(state[name].count_nonzero()) for name in PARAMETER_NAMES)
 
 
@@ -24,9 +32,9 @@ def _files(told: Run) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return load_file(told.folder / "dense.safetensors"), load_file(told.folder / "model.safetensors")
 
 
-def _epochs(told: Run) -> list[tuple[str, int | None, int, float]]:
+def _epochs(heard: Listener) -> list[tuple[str, int | None, int, float]]:
     """Course, round, epoch and sparsity, line by line."""
-    lines = [data for kind, data in told.heard.records if kind == "epoch"]
+    lines = [data for kind, data in heard.records if kind == "epoch"]
     return [(line["course"], line["round"], line["epoch"], round(line["sparsity"], 3)) for line in lines]  # type: ignore[misc, arg-type]
 
 
@@ -79,10 +87,9 @@ def test_pruned_channels_are_gone_from_the_compact_network(plain: Run, tmp_path:
 def test_a_network_is_trained_with_each_penalty(plain: Run, tmp_path: Path, penalty: str) -> None:
     spec = train_spec(training={"epochs": 2}, regularization={"penalty": penalty, "strength": 0.05}, pruning=None)
 
-    told = run(spec, tmp_path / "out")
+    mine = measured(spec, tmp_path).state
 
-    assert told.report.penalty == penalty
-    mine, unpenalized = _files(told)[1], load_file(plain.folder / "dense.safetensors")
+    unpenalized = load_file(plain.folder / "dense.safetensors")
     assert sum(float(mine[name].abs().sum()) for name in PARAMETER_NAMES) < sum(
         float(unpenalized[name].abs().sum()) for name in PARAMETER_NAMES
     )
@@ -91,9 +98,9 @@ def test_a_network_is_trained_with_each_penalty(plain: Run, tmp_path: Path, pena
 def test_what_is_left_is_fine_tuned_with_the_mask_on(tmp_path: Path) -> None:
     spec = train_spec(
         dataset=DATASET,
-        training={"epochs": 3},
+        training={"epochs": 2},
         pruning={"method": "magnitude", "sparsity": 0.9},
-        fine_tuning={"epochs": 3, "learning_rate": 0.003, "learning_rate_schedule": "cosine"},
+        fine_tuning={"epochs": 2, "learning_rate": 0.003, "learning_rate_schedule": "cosine"},
     )
 
     told = run(spec, tmp_path / "out")
@@ -105,8 +112,8 @@ def test_what_is_left_is_fine_tuned_with_the_mask_on(tmp_path: Path) -> None:
     assert report.accuracy_pruned is not None
     assert report.accuracy_after.accuracy > report.accuracy_pruned.accuracy
     assert report.accuracy_difference == report.accuracy_after.accuracy - report.accuracy_before.accuracy
-    assert _epochs(told) == [("training", None, n, 0.0) for n in (1, 2, 3)] + [
-        ("fine_tuning", None, n, 0.9) for n in (1, 2, 3)
+    assert _epochs(told.heard) == [("training", None, n, 0.0) for n in (1, 2)] + [
+        ("fine_tuning", None, n, 0.9) for n in (1, 2)
     ]
     assert [entry for entry in told.heard.heard if entry in ("training", "pruning", "fine_tuning", "reporting")] == [
         *("training", "pruning", "fine_tuning", "reporting")
@@ -120,13 +127,17 @@ def test_rounds_prune_the_same_share_each_and_rewind(tmp_path: Path) -> None:
         fine_tuning={"epochs": 1, "learning_rate": 1e-12},
     )
 
-    told = run(spec, tmp_path / "out")
+    told = measured(spec, tmp_path)
 
-    assert _epochs(told)[1:] == [("fine_tuning", 1, 1, 0.5), ("fine_tuning", 2, 1, 0.75), ("fine_tuning", 3, 1, 0.875)]
+    assert _epochs(told.heard)[1:] == [
+        ("fine_tuning", 1, 1, 0.5),
+        ("fine_tuning", 2, 1, 0.75),
+        ("fine_tuning", 3, 1, 0.875),
+    ]
     # So small a rate leaves the survivors where they were rewound to: the initial weights, which a training with
     # hardly any rate ends at too.
-    untrained = run(train_spec(training={"epochs": 1, "learning_rate": 1e-12}), tmp_path / "initial")
-    initial, model = _files(untrained)[0], _files(told)[1]
+    untrained = measured(train_spec(training={"epochs": 1, "learning_rate": 1e-12}, pruning=None), tmp_path)
+    initial, model = untrained.state, told.state
     for name in PARAMETER_NAMES:
         survivors = model[name] != 0
         assert bool(((model[name] - initial[name])[survivors].abs() < 1e-6).all())
@@ -135,15 +146,15 @@ def test_rounds_prune_the_same_share_each_and_rewind(tmp_path: Path) -> None:
 def test_gradual_pruning_ends_at_the_amount_and_keeps_the_network_that_it_began_with(tmp_path: Path) -> None:
     schedule = {"name": "gradual", "begin_epoch": 1, "end_epoch": 3, "every_steps": 5}
     spec = train_spec(training={"epochs": 4}, pruning={"method": "magnitude", "keep": 800, "schedule": schedule})
-    one_epoch = run(train_spec(training={"epochs": 1}, pruning=None), tmp_path / "one epoch")
+    one_epoch = measured(train_spec(training={"epochs": 1}, pruning=None), tmp_path)
 
     told = run(spec, tmp_path / "out")
 
-    sparsities = [sparsity for _, _, _, sparsity in _epochs(told)]
+    sparsities = [sparsity for _, _, _, sparsity in _epochs(told.heard)]
     assert sparsities[0] == 0 < sparsities[1] < sparsities[2] == sparsities[3] == round(1 - 800 / TOTAL, 3)
     dense, model = _files(told)
-    assert all(bool((dense[name] == tensor).all()) for name, tensor in _files(one_epoch)[1].items())
-    assert told.report.accuracy_before.accuracy == one_epoch.report.accuracy_after.accuracy
+    assert all(bool((dense[name] == tensor).all()) for name, tensor in one_epoch.state.items())
+    assert told.report.accuracy_before.accuracy == one_epoch.after.accuracy
     assert told.report.accuracy_pruned == told.report.accuracy_after
     assert _nonzero(model) <= 800
 
@@ -163,12 +174,12 @@ def test_what_gradual_pruning_cost_is_told_before_further_training(tmp_path: Pat
 def test_a_pruning_before_the_training_holds_in_it(tmp_path: Path) -> None:
     schedule = {"name": "one-shot", "when": "before-training"}
     spec = train_spec(
-        training={"epochs": 4}, pruning={"method": "snip", "sparsity": 0.5, "layers": ["linear"], "schedule": schedule}
+        training={"epochs": 2}, pruning={"method": "snip", "sparsity": 0.5, "layers": ["linear"], "schedule": schedule}
     )
 
     told = run(spec, tmp_path / "out")
 
-    assert [sparsity > 0.4 for _, _, _, sparsity in _epochs(told)] == [True] * 4
+    assert [sparsity > 0.4 for _, _, _, sparsity in _epochs(told.heard)] == [True] * 2
     assert told.report.accuracy_after.accuracy > told.report.accuracy_before.accuracy
     linear = [tensor for tensor in told.report.tensors if tensor.layer_kind == "linear"]
     assert sum(tensor.masked for tensor in linear) == sum(tensor.total for tensor in linear) // 2
@@ -185,7 +196,7 @@ def test_a_checkpoint_is_fine_tuned_gradually_in_a_prune_job(plain: Run, tmp_pat
 
     told = run(spec, tmp_path / "out", {JOBS["plain"]: plain.folder})
 
-    assert [course for course, _, _, _ in _epochs(told)] == ["fine_tuning"] * 3
+    assert [course for course, _, _, _ in _epochs(told.heard)] == ["fine_tuning"] * 3
     assert told.manifest.receipt.seed == 4
     assert (told.folder / "metrics.jsonl").read_text().count("\n") == 3
     assert told.report.accuracy_before == plain.report.accuracy_before

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.engine.conftest import Listener
@@ -56,6 +56,9 @@ PENALTIES: list[Document | None] = [
 ]
 NEAR = 1e-6
 """In double precision, after a few steps of parameters that are about 0.1 and move by 0.01."""
+EXACT = 1e-9
+"""What one step of Adam can make of a gradient's rounding, 1e-15: its rate over its epsilon, 0.01 over 1e-8, times as
+much."""
 
 
 @pytest.fixture(autouse=True)
@@ -67,13 +70,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _agree(together: list[Member], apart_from: list[Member]) -> None:
+def _agree(together: list[Member], apart_from: list[Member], near: float = NEAR) -> None:
     for ours, theirs in zip(together, apart_from, strict=True):
-        assert apart(ours.network, theirs.network) < NEAR
+        assert apart(ours.network, theirs.network) < near
         for mine, other in zip(told(ours.progress), told(theirs.progress), strict=True):
             assert mine.keys() == other.keys()
             for name, value in mine.items():
-                assert value == (pytest.approx(other[name], rel=NEAR) if isinstance(value, float) else other[name])
+                assert value == (pytest.approx(other[name], rel=near) if isinstance(value, float) else other[name])
         assert ours.progress.steps == theirs.progress.steps
 
 
@@ -116,22 +119,27 @@ def test_every_setting_comes_to_what_it_does_alone(changes: Document) -> None:
 
 @settings(max_examples=8, deadline=None)
 @given(
+    optimizer=st.sampled_from(OPTIMIZERS),
     count=st.integers(1, 5),
     images=st.integers(2, 30),
     size=st.integers(6, 35),
     rates=st.lists(st.floats(1e-4, 0.01), min_size=5, max_size=5),
 )
-def test_any_number_of_members_images_and_rates_agrees(count: int, images: int, size: int, rates: list[float]) -> None:
-    members = [
-        member(course(seed, {"penalty": "l2"}, epochs=1, batch_size=size, learning_rate=rates[seed]))
-        for seed in range(count)
-    ]
+@example(optimizer=OPTIMIZERS[0], count=5, images=13, size=13, rates=[0.01] * 5)  # with a gradient of all but 0
+def test_any_number_of_members_images_and_rates_agrees(
+    optimizer: Document, count: int, images: int, size: int, rates: list[float]
+) -> None:
+    """Adam takes one step: what it makes of rounding where a gradient is all but 0, it makes again of that in each step
+    after it, and no bound holds for every network."""
+    size = size if optimizer["name"] == "sgd" else max(size, images)
+    given = {"optimizer": optimizer, "epochs": 1, "batch_size": size}
+    members = [member(course(seed, {"penalty": "l2"}, learning_rate=rates[seed], **given)) for seed in range(count)]
     others, data = copied(members), examples(images)
 
     train_together(members, data)
 
     alone(others, data)
-    _agree(members, others)
+    _agree(members, others, EXACT)
 
 
 def test_in_single_precision_they_agree_to_rounding() -> None:

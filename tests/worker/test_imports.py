@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from safetensors.torch import save
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.contract.spec import parse_stored
@@ -27,13 +28,13 @@ from tests.worker.conftest import Read
 from worker.runner import Runtime, run_job
 
 
-def _uploaded(runtime: Runtime, content: bytes) -> str:
+def _uploaded(runtime: Runtime, content: bytes, format: str = "torch") -> str:
     """The id of a queued import of this file."""
     job_id = new_job_id()
     runtime.store.incoming(job_id).write_bytes(content)
     runtime.store.accept(job_id)
     sha256 = sha256_of(runtime.store.upload(job_id))
-    spec = parse_stored({"kind": "import", "format": "torch", "size": len(content), "sha256": sha256})
+    spec = parse_stored({"kind": "import", "format": format, "size": len(content), "sha256": sha256})
     with runtime.sessions.begin() as session:
         jobs.insert_job(
             session,
@@ -73,7 +74,7 @@ def test_an_import_publishes_a_checkpoint_and_its_upload_goes(runtime: Runtime, 
 def test_a_wrong_file_fails_its_job_for_good(
     runtime: Runtime, read: Read, sweep: Round, sessions: sessionmaker[Session]
 ) -> None:
-    job_id = _uploaded(runtime, torch_file(state_dict(fc2__bias=None)))
+    job_id = _uploaded(runtime, save(state_dict(fc2__bias=None)), "safetensors")
 
     run_job(job_id, runtime)
 
@@ -113,7 +114,7 @@ def test_a_file_that_is_not_what_was_uploaded_is_not_read(runtime: Runtime, read
 def test_a_job_that_may_go_well_again_keeps_its_file(
     runtime: Runtime, read: Read, sweep: Round, sessions: sessionmaker[Session]
 ) -> None:
-    job_id = _uploaded(runtime, torch_file(state_dict()))
+    job_id = _uploaded(runtime, save(state_dict()), "safetensors")
     blocked = runtime.store.folder(job_id, 1).parent
     blocked.write_text("in the way of the attempt's folder")
     run_job(job_id, runtime)

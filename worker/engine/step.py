@@ -94,8 +94,8 @@ class Step:
         with device.computing_in(self._settings.precision, self._device):
             taught = self._taught(images)  # first, while no activations of the network are kept
             logits = self.network(images)
-        logits = logits.float()
-        loss = objective(self._settings, logits, labels, None if taught is None else taught.float())
+        logits, taught = _single(logits), None if taught is None else _single(taught)
+        loss = objective(self._settings, logits, labels, taught)
         regularization = self._course.regularization
         with torch.set_grad_enabled(not isinstance(regularization, L1Penalty)):
             extra = penalty(regularization, self.parameters)
@@ -123,6 +123,11 @@ class Step:
             parameter.masked_fill_(entries, 0)
             for value in memory_of(self.optimizer, parameter):
                 value.masked_fill_(entries, 0)
+
+
+def _single(logits: Tensor) -> Tensor:
+    """What was computed in bf16, in single precision; of a network in double precision, nothing is lost."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def memory_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> list[Tensor]:
