@@ -29,6 +29,8 @@ for _name in [name for name in os.environ if name.startswith(("SECATEUR_", "OTEL
     del os.environ[_name]
 # One thread each: two torch processes with two threads each on two cores are ten times slower than one.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Where a test asks for two nevertheless, they sleep while they wait for each other: other tests want the core.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 
 QUICK: Mapping[str, str] = {
     "SECATEUR_HEARTBEAT_SECONDS": "0.1",
