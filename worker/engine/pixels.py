@@ -9,7 +9,6 @@ from torch import Tensor
 def scaled(images: Tensor) -> Tensor:
     """Bytes, of 0 to 255, as float32 in [0, 1]; what is not bytes is taken to be that already.
 
-    A quarter of the memory holds a data set as bytes, and a batch of them is made floats in hundredths of the time
-    that a step takes.
+    A quarter of the memory holds a data set as bytes, and to make floats of a batch takes some thousandths of a step.
     """
     return images.float().div_(255) if images.dtype is torch.uint8 else images
