@@ -300,6 +300,20 @@ def test_a_convolution_s_own_kernels_compute_what_pytorch_s_do(
         torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=2e-6 * float(theirs.abs().max()))
 
 
+def test_a_convolution_of_many_images_has_the_bits_of_that_of_few(gpu: torch.device) -> None:
+    stream = torch.Generator().manual_seed(1)
+    images = torch.randn(1_000, 16, 28, 28, generator=stream).to(gpu)
+    weight = torch.randn(32, 16, 3, 3, generator=stream).to(gpu)
+
+    def computed(images: Tensor) -> list[Tensor]:
+        read = images.clone().requires_grad_()
+        out = convolved(read, weight)
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), read)]
+
+    for many, few in zip(computed(images), computed(images[:3]), strict=True):
+        assert torch.equal(many[:3], few)
+
+
 def test_a_state_of_a_gpu_is_gone_on_from_on_a_cpu(examples: Examples, tmp_path: Path) -> None:
     course, keeper = Course(TrainingSpec(epochs=2)), _Keeper(after=(STEPS,), folder=tmp_path)
     _train(examples, course, observer=keeper)

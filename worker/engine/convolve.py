@@ -7,7 +7,8 @@ grouped convolution, which is that of several networks at once, it does group by
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -16,17 +17,20 @@ from torch.nn import functional
 
 from worker.engine import kernels
 
-_OUTS, _APART, _SHARES = 16, 20, 16
-"""As in `convolve.cu`."""
-_EACH = 4
-"""Output channels of a thread."""
-_INS = 16
-"""Input channels of a block, at most."""
+_OUTS, _APART = 16, 20
+"""As in `tiles.cu`: output channels of a block, and floats from one pixel's, or one weight's, to the next."""
+_SHARES = 16
+_ROOM = 47 * 1024
+"""Bytes of shared memory of a block, at most: any GPU has them to give."""
+_TALL = 7
+"""Pixels of a thread, at most."""
+_FEW, _MANY = 4, 8
+"""Output channels of a thread, when there are few threads for the GPU's processors, and when there are many."""
+_ENOUGH = 512
+"""Threads for each processor that are many."""
 _THREADS = 512
-_ROOM = 36 * 1024
-_ROOM_OF_WEIGHTS = 36 * 1024
-"""Bytes of shared memory that a block takes at most, for the convolution and the gradient by the weights: some blocks
-are to fit on a processor."""
+_THREADS_OF_WEIGHTS = 224
+"""Of a block, at most: each has up to 128 registers, of 65,536."""
 
 
 def convolved(images: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
@@ -63,81 +67,146 @@ def _applied(images: Tensor, weight: Tensor, groups: int, *, narrow: bool) -> Te
     if narrow:
         read, by = images.to(torch.bfloat16), weight.to(torch.bfloat16)
         return functional.conv2d(read, by, padding=padding, groups=groups).float()
-    tiles = _Tiles.of(images, weight, lambda tiles: tiles.bytes <= _ROOM)
+    of = Outputs.of(images, weight, torch.cuda.get_device_properties(images.device).multi_processor_count)
     width_out, width_in = weight.shape[0] // groups, weight.shape[1]
-    height, width = images.shape[-2:]
-    out = images.new_empty(len(images), groups * width_out, height, width)
-    threads = tiles.rows * -(-width // 4) * (_OUTS // _EACH)
-    grid = (len(images) * -(-height // tiles.rows), -(-width_out // _OUTS), groups)
-    arguments = (images, weight, out, groups, width_in, width_out)
-    tiles.launch("convolve", grid, (threads, 1), arguments, tiles.bytes)
+    out = images.new_empty(len(images), groups * width_out, of.height, of.width)
+    grid = (len(images) * -(-of.height // of.rows), -(-width_out // _OUTS), groups)
+    kernels.launch(
+        ("tiles.cu", "convolve.cu"),
+        "convolve",
+        grid,
+        (of.threads, 1),
+        (images, weight, out, groups, width_in, width_out),
+        shared_bytes=of.bytes,
+        OUTS=_OUTS,
+        **of.constants,
+    )
     return out
 
 
 def _by_weight(images: Tensor, gradient: Tensor, shape: torch.Size, groups: int) -> Tensor:
     out = images.new_empty(shape)
-    tiles = _Tiles.of(images, out, lambda tiles: tiles.bytes_of_weights <= _ROOM_OF_WEIGHTS)
-    width_out, width_in, kernel = shape[0] // groups, shape[1], shape[2]
-    blocks = len(images) * -(-images.shape[-2] // tiles.rows)
-    parts = images.new_empty(blocks, *shape)
-    grid = (blocks, -(-width_out // _OUTS), groups * -(-width_in // tiles.ins))
-    threads = (_OUTS // 4 * tiles.ins * kernel * tiles.slices, 1)
-    arguments = (images, gradient, parts, groups, width_in, width_out)
-    tiles.launch("weigh", grid, threads, arguments, tiles.bytes_of_weights)
-    tiles.launch("add_shares", (-(-out.numel() // 32), 1, 1), (32, _SHARES), (parts, out, blocks, out.numel()))
+    of = Weights.of(images, out)
+    width_out, width_in = shape[0] // groups, shape[1]
+    grid = (len(images), -(-width_out // _OUTS), groups * -(-width_in // of.ins))
+    entries = grid[1] * grid[2] * _OUTS * of.ins * of.kernel**2
+    parts = images.new_empty(len(images), entries)
+    files, constants = ("tiles.cu", "weigh.cu"), {"OUTS": _OUTS, "SHARES": _SHARES, **of.constants}
+    kernels.launch(
+        files,
+        "weigh",
+        grid,
+        (of.threads, 1),
+        (images, gradient, parts, groups, width_in, width_out),
+        shared_bytes=of.bytes,
+        **constants,
+    )
+    kernels.launch(
+        files,
+        "add_shares",
+        (-(-entries // 32), 1, 1),
+        (32, _SHARES),
+        (parts, out, len(images), entries, width_in, width_out),
+        **constants,
+    )
     return out
 
 
-class _Tiles(NamedTuple):
-    """How the work is cut into blocks, and of what sizes it is."""
+class Outputs(NamedTuple):
+    """How the work of a convolution is cut into blocks, and of what sizes it is, as `convolve.cu` has it."""
 
     height: int
     width: int
     kernel: int
-    rows: int
     ins: int
-    slices: int
+    each: int
+    tall: int
+    stacks: int
 
     @classmethod
-    def of(cls, images: Tensor, weight: Tensor, fits: Callable[[_Tiles], bool]) -> _Tiles:
-        """In as few blocks as fit."""
+    def of(cls, images: Tensor, weight: Tensor, processors: int) -> Outputs:
+        """In as few blocks as fit, for a GPU with that many processors."""
         height, width = images.shape[-2:]
-        ins, kernel = min(weight.shape[1], _INS), weight.shape[-1]
-        for count in range(1, height + 1):
-            rows = -(-height // count)
-            slices = max(1, min(rows, _THREADS // (_OUTS // 4 * ins * kernel)))
-            found = cls(height, width, kernel, rows, ins, slices)
-            if fits(found):
-                break
-        return found
+        all_stacks = -(-height // _TALL)
+        tall = -(-height // all_stacks)
+        threads = len(images) * width * all_stacks * weight.shape[0] // _MANY
+        each = _MANY if threads >= _ENOUGH * processors else _FEW
+        kinds = (
+            cls(height, width, weight.shape[-1], min(weight.shape[1], 8), each, tall, stacks)
+            for stacks in range(all_stacks, 0, -1)
+        )
+        return next(kind for kind in kinds if kind.bytes <= _ROOM and kind.threads <= _THREADS)
 
-    # As `convolve.cu` lays out a block's shared memory.
+    @property
+    def rows(self) -> int:
+        return self.stacks * self.tall
+
+    @property
+    def threads(self) -> int:
+        return self.width * self.stacks * _OUTS // self.each
+
+    @property
+    def stride(self) -> int:
+        return _stride(self.width, self.width + self.kernel - 1, self.tall, self.stacks)
 
     @property
     def bytes(self) -> int:
-        """Of the convolution."""
-        fours = -(-self.width // 4)
-        stride = (4 * fours + self.kernel - 1 + 3) // 4 * 4 + 4
-        return 4 * self.ins * ((self.rows + self.kernel - 1) * stride + self.kernel**2 * _OUTS)
+        values = (self.rows + self.kernel - 1) * self.stride
+        return 4 * self.ins * (values + self.kernel**2 * _APART)
 
     @property
-    def bytes_of_weights(self) -> int:
-        """Of the gradient by them."""
-        plane = ((self.rows + self.kernel - 1) * ((self.width + self.kernel - 1) | 1) + 29) // 32 * 32 + 2
-        lanes = _OUTS // 4 * self.ins * self.kernel
-        return 4 * max(
-            self.rows * self.width * _APART + self.ins * plane,
-            self.slices * lanes * 4 * self.kernel,
-        )
+    def constants(self) -> dict[str, int]:
+        own = {name.upper(): value for name, value in self._asdict().items()}
+        return own | {"ROWS": self.rows, "STRIDE": self.stride}
 
-    def launch(
-        self,
-        name: str,
-        grid: tuple[int, int, int],
-        threads: tuple[int, int],
-        arguments: tuple[object, ...],
-        shared_bytes: int = 0,
-    ) -> None:
-        constants = {field.upper(): value for field, value in self._asdict().items()}
-        constants |= {"OUTS": _OUTS, "EACH": _EACH, "SHARES": _SHARES}
-        kernels.launch("convolve.cu", name, grid, threads, arguments, shared_bytes=shared_bytes, **constants)
+
+@cache
+def _stride(width: int, least: int, tall: int, stacks: int) -> int:
+    """Floats from one line to the next, with which as few as can be of 32 threads, `width` beside one another and
+    `tall` lines between those, read different numbers of one of 32 banks of memory."""
+
+    def meeting(stride: int) -> int:
+        places = {lane // width % stacks * tall * stride + lane % width for lane in range(32)}
+        return max(Counter(place % 32 for place in places).values())
+
+    return min(range(least, least + 32), key=meeting)
+
+
+class Weights(NamedTuple):
+    """The same for the gradient by the weights, as `weigh.cu` has it."""
+
+    height: int
+    width: int
+    kernel: int
+    ins: int
+    deep: int
+    slices: int
+    rows: int
+
+    @classmethod
+    def of(cls, images: Tensor, weight: Tensor) -> Weights:
+        """Of as many rows at a time as fit; the slices take as many of them each."""
+        height, width = images.shape[-2:]
+        kernel, ins = weight.shape[-1], min(weight.shape[1], 16)
+        deep = kernel if kernel <= 3 else 1
+        most = max(1, _THREADS_OF_WEIGHTS // (_OUTS // 8 * ins * kernel // deep))
+        kinds = (
+            cls(height, width, kernel, ins, deep, slices=-(-height // count), rows=-(-height // count) * each)
+            for count in range(-(-height // most), height + 1)
+            for each in range(count, 0, -1)
+        )
+        return next(kind for kind in kinds if kind.bytes <= _ROOM)
+
+    @property
+    def threads(self) -> int:
+        return _OUTS // 8 * self.ins * self.kernel // self.deep * self.slices
+
+    @property
+    def bytes(self) -> int:
+        plane = ((self.rows + self.kernel - 1) * ((self.width + self.kernel - 1) | 1) + 29) // 32 * 32 + 2
+        values = self.rows * self.width * _APART + self.ins * plane
+        return 4 * max(values, self.threads * 8 * self.kernel)
+
+    @property
+    def constants(self) -> dict[str, int]:
+        return {name.upper(): value for name, value in self._asdict().items()}

@@ -26,7 +26,7 @@ def usable(images: Tensor) -> bool:
 
 
 def launch(
-    file: str,
+    files: tuple[str, ...],
     name: str,
     grid: tuple[int, int, int],
     threads: tuple[int, int],
@@ -35,17 +35,19 @@ def launch(
     shared_bytes: int = 0,
     **constants: int,
 ) -> None:
-    """The kernel of that name in a file beside this one, its constants defined, on the current stream."""
+    """The kernel of that name in these files beside this one, read as one, with its constants defined, on the current
+    stream."""
     if not hasattr(_thread, "has_context"):
         # The driver, which launches them, wants the device's context to be the thread's. PyTorch makes it that with the
         # first thing that it does there itself; autograd's threads may come here before.
         torch.zeros(1, device="cuda")
         _thread.has_context = True
-    kernel = _compiled(file, name, tuple(constants.items()))
+    kernel = _compiled(files, name, tuple(constants.items()))
     kernel(grid=grid, block=(*threads, 1), args=list(arguments), shared_mem=shared_bytes)
 
 
 @cache
-def _compiled(file: str, name: str, constants: tuple[tuple[str, int], ...]) -> Any:
+def _compiled(files: tuple[str, ...], name: str, constants: tuple[tuple[str, int], ...]) -> Any:
     defined = "".join(f"#define {constant} {value}\n" for constant, value in constants)
-    return torch.cuda._compile_kernel(defined + (Path(__file__).parent / file).read_text(), name)
+    texts = [(Path(__file__).parent / file).read_text() for file in files]
+    return torch.cuda._compile_kernel(defined + "".join(texts), name)

@@ -26,14 +26,22 @@ __device__ void add_up(double &first, double &second) {
     second = sums[1][0];
 }
 
-// The sums of a channel out of those of its parts.
+// The sums of a channel out of those of its parts, in every thread of the block, which read them at once.
 __device__ void of_parts(const double *parts, int channel, double &first, double &second) {
+    __shared__ double read[2 * PARTS];
+    for (int each = threadIdx.x; each < 2 * PARTS; each += THREADS) read[each] = parts[2 * channel * PARTS + each];
+    __syncthreads();
     first = second = 0;
-    #pragma unroll 8
+    #pragma unroll 10
     for (int part = 0; part < PARTS; part++) {
-        first += parts[2 * (channel * PARTS + part)];
-        second += parts[2 * (channel * PARTS + part) + 1];
+        first += read[2 * part];
+        second += read[2 * part + 1];
     }
+}
+
+// What the layer makes of a number, but for ReLU: in the same way each time, so that it need not be kept.
+__device__ float made(float value, float center, float factor, float added) {
+    return (value - center) * factor + added;
 }
 
 // grid (PARTS, channels): of its share of the images, the sum and the sum of squares.
@@ -83,11 +91,11 @@ extern "C" __global__ void forward(
         #pragma unroll 4
         for (int place = threadIdx.x; place < ROWS * COLUMNS; place += THREADS) {
             int row = place / COLUMNS * SIDE, column = place % COLUMNS * SIDE, largest = 0;
-            float most = (from[row * WIDTH + column] - center) * factor + added;
+            float most = made(from[row * WIDTH + column], center, factor, added);
             #pragma unroll
             for (int other = 1; other < SIDE * SIDE; other++) {
                 int there = (row + other / 2) * WIDTH + column + other % 2;
-                float value = (from[there] - center) * factor + added;
+                float value = made(from[there], center, factor, added);
                 if (value > most || value != value) {
                     most = value;
                     largest = other;
@@ -101,11 +109,12 @@ extern "C" __global__ void forward(
 
 // grid (PARTS, channels): of its share, the sums of the gradient and of the gradient times the normalized input.
 extern "C" __global__ void backward_sums(
-    const float *gradient, const float *out, const float *in, const unsigned char *places, const float *kept,
-    double *parts, int images, int channels
+    const float *gradient, const float *in, const unsigned char *places, const float *kept, const float *scale,
+    const float *shift, double *parts, int images, int channels
 ) {
     int channel = blockIdx.y;
     float center = kept[2 * channel], inverse = kept[2 * channel + 1];
+    float factor = scale[channel] * inverse, added = shift[channel];
     double sum = 0, product = 0;
     for (int image = blockIdx.x; image < images; image += PARTS) {
         long long plane = (long long)image * channels + channel, first = plane * ROWS * COLUMNS;
@@ -115,7 +124,7 @@ extern "C" __global__ void backward_sums(
             int row = place / COLUMNS * SIDE + largest / 2, column = place % COLUMNS * SIDE + largest % 2;
             // All is read before it is asked for, so that reads do not wait for one another.
             float value = gradient[first + place], read = in[plane * AREA + row * WIDTH + column];
-            double slope = out[first + place] <= 0 ? 0 : value;
+            double slope = made(read, center, factor, added) <= 0 ? 0 : value;
             sum += slope;
             product += slope * ((read - center) * inverse);
         }
@@ -130,8 +139,8 @@ extern "C" __global__ void backward_sums(
 // grid (PARTS, channels): the gradient by its share of the inputs, and by the channel's parameters. By the bias of the
 // convolution it is 0, since the mean takes it away again.
 extern "C" __global__ void backward(
-    const float *gradient, const float *out, const float *in, const unsigned char *places, const float *kept,
-    const double *parts, const float *scale, float *by_in, float *by_bias, float *by_scale, float *by_shift,
+    const float *gradient, const float *in, const unsigned char *places, const float *kept, const float *scale,
+    const float *shift, const double *parts, float *by_in, float *by_bias, float *by_scale, float *by_shift,
     int images, int channels
 ) {
     int channel = blockIdx.y;
@@ -142,21 +151,22 @@ extern "C" __global__ void backward(
         by_scale[channel] = (float)product;
         by_shift[channel] = (float)sum;
     }
-    float center = kept[2 * channel], inverse = kept[2 * channel + 1], factor = scale[channel] * inverse;
+    float center = kept[2 * channel], inverse = kept[2 * channel + 1];
+    float factor = scale[channel] * inverse, added = shift[channel];
     float mean = (float)(sum / count), slope = (float)(product / count);
     for (int image = blockIdx.x; image < images; image += PARTS) {
         long long plane = (long long)image * channels + channel, first = plane * ROWS * COLUMNS;
         #pragma unroll 4
         for (int place = threadIdx.x; place < AREA; place += THREADS) {
             int row = place / WIDTH, column = place % WIDTH;
-            float own = 0;
+            float own = 0, read = in[plane * AREA + place];
             if (row / SIDE < ROWS && column / SIDE < COLUMNS) {
                 long long window = first + row / SIDE * COLUMNS + column / SIDE;
                 bool is_largest = !POOLED || places[window] == row % 2 * 2 + column % 2;
-                float arrived = gradient[window], made = out[window];
-                if (is_largest && !(made <= 0)) own = arrived;
+                float arrived = gradient[window];
+                if (is_largest && !(made(read, center, factor, added) <= 0)) own = arrived;
             }
-            float normalized = (in[plane * AREA + place] - center) * inverse;
+            float normalized = (read - center) * inverse;
             by_in[plane * AREA + place] = factor * (own - mean - normalized * slope);
         }
     }

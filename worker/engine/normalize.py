@@ -62,17 +62,17 @@ class _Normalized(torch.autograd.Function):
         written = (running.mean, running.variance, out, places, kept)
         _launch("forward", features, (*read, *written), running.momentum, running.epsilon, pooled=pooled)
         ctx.pooled = pooled
-        ctx.save_for_backward(features, out, places, kept, scale)
+        ctx.save_for_backward(features, places, kept, scale, shift)
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        features, out, places, kept, scale = ctx.saved_tensors
-        read = (gradient.contiguous(), out, features, places, kept, _parts(features))
+        features, *rest = ctx.saved_tensors
+        read = (gradient.contiguous(), features, *rest, _parts(features))
         _launch("backward_sums", features, read, pooled=ctx.pooled)
         by_features = torch.empty_like(features)
-        by_parameters = [torch.empty_like(scale) for _ in range(3)]
-        _launch("backward", features, (*read, scale, by_features, *by_parameters), pooled=ctx.pooled)
+        by_parameters = [features.new_empty(features.shape[1]) for _ in range(3)]
+        _launch("backward", features, (*read, by_features, *by_parameters), pooled=ctx.pooled)
         return (by_features, *by_parameters, None, None)
 
 
@@ -83,7 +83,7 @@ def _parts(features: Tensor) -> Tensor:
 def _launch(name: str, features: Tensor, tensors: Sequence[Tensor], *numbers: object, pooled: bool) -> None:
     images, channels, height, width = features.shape
     kernels.launch(
-        "normalize.cu",
+        ("normalize.cu",),
         name,
         (_PARTS, channels, 1),
         (_THREADS, 1),
