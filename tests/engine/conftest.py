@@ -11,9 +11,9 @@ from app.contract.report import Histogram, Manifest, Report
 from app.contract.result import Result
 from app.contract.spec import parse_spec
 from app.contract.status import Phase
+from tests.engine.few import ALL
 from tests.specs import Document, compare_spec, prune_spec, train_spec
 from worker.engine import pipeline
-from worker.engine.data import DatasetStore
 from worker.engine.observer import Observer
 
 JOBS = {"plain": "job_" + "a" * 32, "l1": "job_" + "b" * 32}
@@ -61,7 +61,7 @@ class Run(NamedTuple):
 def run(spec: Document, folder: Path, inputs: Mapping[str, Path] | None = None, **options: Any) -> Run:
     folder.mkdir()
     heard = Listener()
-    store = options.get("datasets", DatasetStore(None))
+    store = options.get("datasets", ALL)
     result = pipeline.run(parse_spec(spec), datasets=store, inputs=inputs or {}, out=folder, observer=heard)
     return Run(result, folder, heard)
 

@@ -15,9 +15,9 @@ from app.contract.result import Result
 from app.contract.spec import parse_spec
 from app.contract.status import Phase
 from tests.engine.conftest import Listener
+from tests.engine.few import ALL
 from tests.specs import Document
 from worker.engine import pipeline
-from worker.engine.data import DatasetStore
 from worker.engine.execute import AFTER, BEFORE, PRUNED, Training
 from worker.engine.lockstep import Whole, carry_out
 from worker.engine.progress import Progress, state_of
@@ -45,7 +45,7 @@ class Watched(Whole[Result]):
     def __init__(
         self, spec: Document, out: Path, heard: Listener, inputs: Mapping[str, Path] = NOTHING, **given: Any
     ) -> None:
-        given = {"datasets": DatasetStore(None), **given}
+        given = {"datasets": ALL, **given}
         super().__init__(pipeline.steps(parse_spec(spec), inputs=inputs, out=out, observer=heard, **given))
         self.heard = heard
 

@@ -17,10 +17,10 @@ from app.contract.spec import ModelSpec
 from app.contract.status import Phase
 from app.contract.training import TrainingSpec
 from tests.engine.conftest import Listener, run
+from tests.engine.few import BATCH, FEW
 from tests.engine.measured import Measured, Unpublished, Watched, measured
 from tests.engine.together import Keeping, Power
 from tests.specs import Document, train_spec
-from worker.engine.data import DatasetStore
 from worker.engine.errors import NonFiniteLoss
 from worker.engine.execute import Steps, Training
 from worker.engine.lockstep import APART, Together, Whole, carry_out
@@ -33,14 +33,15 @@ from worker.engine.resume import Recovery
 from worker.engine.together import Member
 
 ANY = Together(16, "any")
-PLACED, DIGITS = Placed(), DatasetStore(None).load(DatasetName.DIGITS)
-SGD = {"optimizer": {"name": "sgd"}, "learning_rate": 0.01}
+PLACED, DIGITS = Placed(), FEW.load(DatasetName.DIGITS)
+SGD = {"optimizer": {"name": "sgd"}, "learning_rate": 0.01, "batch_size": BATCH}
 """It does not blow rounding up, as Adam does."""
 
 
 def _spec(seed: int, **overrides: object) -> Document:
     penalty = {"penalty": "l2", "strength": 0.001 * (seed + 1)}
-    return train_spec(training={"epochs": 1, "seed": seed, "device": "cpu", **SGD}, regularization=penalty, **overrides)
+    training = {"epochs": 1, "seed": seed, "device": "cpu", **SGD}
+    return train_spec(training=training, regularization=penalty, **overrides)
 
 
 NOTHING: Mapping[int, Any] = MappingProxyType({})
@@ -57,7 +58,7 @@ class Ran:
         heard: Mapping[int, Listener] = NOTHING,
         recoveries: Mapping[int, Recovery] = NOTHING,
     ) -> None:
-        self._placed, self._store = Placed(), DatasetStore(None)
+        self._placed = Placed()
         self.folders = [folder / str(number) for number in range(len(specs))]
         self.heard = [heard.get(number, Unpublished()) for number in range(len(specs))]
         self.runs = [self._run(number, spec, recoveries.get(number, Recovery())) for number, spec in enumerate(specs)]
@@ -65,7 +66,7 @@ class Ran:
 
     def _run(self, number: int, spec: Document, recovery: Recovery) -> Watched:
         self.folders[number].mkdir(parents=True)
-        given: Mapping[str, Any] = {"datasets": self._store, "recovery": recovery, "placed": self._placed}
+        given: Mapping[str, Any] = {"datasets": FEW, "recovery": recovery, "placed": self._placed}
         return Watched(spec, self.folders[number], self.heard[number], **given)
 
     @property
@@ -88,7 +89,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
     def run(spec: Document) -> Watched:
         key = json.dumps(spec)
         if key not in known:
-            known[key] = measured(spec, out)
+            known[key] = measured(spec, out, datasets=FEW)
         return known[key]
 
     return run
@@ -143,7 +144,7 @@ def test_each_publishes_what_it_would_by_itself_and_says_how_many_they_were(tmp_
 
     ran = Ran(tmp_path / "together", specs, heard={number: Listener() for number in range(2)})
 
-    theirs = run(specs[0], tmp_path / "alone")
+    theirs = run(specs[0], tmp_path / "alone", datasets=FEW)
     assert ran.heard[0].heard == theirs.heard.heard
     assert [ran.manifest(number).receipt.together for number in range(2)] == [2, 2]
     assert theirs.manifest.receipt.together is None
@@ -251,7 +252,7 @@ class _Ending(Listener):
 
 def _bare(number: int, progress: Progress, observer: Observer, memory: int = 1) -> Training:
     network = fresh(ModelSpec(channels=(2, 2, 4), hidden=8), number)
-    member = Member(network, Course(TrainingSpec(epochs=1, seed=number)), progress, observer)
+    member = Member(network, Course(TrainingSpec(epochs=1, batch_size=BATCH, seed=number)), progress, observer)
     return Training(member, PLACED.examples(DIGITS, 0, torch.device("cpu")), None, memory)
 
 

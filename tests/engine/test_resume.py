@@ -14,16 +14,20 @@ from torch import Tensor
 
 from app.contract.spec import parse_spec
 from tests.engine.conftest import JOBS, Listener, Run
+from tests.engine.few import BATCH, FEW
 from tests.engine.measured import Measured, Unpublished, Watched, measured
 from tests.specs import Document, train_spec
 from worker.engine import pipeline
-from worker.engine.data import DatasetStore
 from worker.engine.errors import InvalidCheckpoint
 from worker.engine.lockstep import carry_out
 from worker.engine.resume import Recovery, TrainingState, load
 
-SPEC = train_spec(training={"epochs": 3}, regularization={"penalty": "l1"})
-STEPS = 15  # of an epoch of digits
+SPEC = train_spec(
+    training={"epochs": 3, "batch_size": BATCH},
+    regularization={"penalty": "l1"},
+    histogram={"tensors": ["fc2.weight"]},
+)
+STEPS = 15  # of an epoch
 NO_INPUTS: Mapping[str, Path] = MappingProxyType({})
 
 
@@ -61,7 +65,7 @@ def _run(out: Path, listener: Listener, recovery: Recovery) -> None:
     out.mkdir(exist_ok=True)
     pipeline.run(
         parse_spec(SPEC),
-        datasets=DatasetStore(None),
+        datasets=FEW,
         inputs=NO_INPUTS,
         out=out,
         observer=listener,
@@ -82,7 +86,7 @@ def _measured(
     folder: Path, recovery: Recovery, spec: Document = SPEC, inputs: Mapping[str, Path] = NO_INPUTS
 ) -> Watched:
     folder.mkdir()
-    return measured(spec, folder, inputs, recovery=recovery)
+    return measured(spec, folder, inputs, recovery=recovery, datasets=FEW)
 
 
 def _same_bits(ours: Watched, theirs: Watched) -> bool:
@@ -137,22 +141,13 @@ def test_it_goes_on_from_any_step_to_the_same_bits(unbroken: Watched, tmp_path: 
     assert resumed.heard.records[0] == ("resumed", {"step": step})
 
 
-def test_it_goes_on_again_and_again(whole: Path, tmp_path: Path) -> None:
+def test_it_goes_on_again_and_again_with_as_many_threads_as_it_began_with(whole: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
     first = _interrupted(tmp_path, 10)
     second = _interrupted(tmp_path, 25, recovery=Recovery(2, first))
-    _run(tmp_path / "resumed", Listener(), Recovery(5, second))
-
-    assert _same(tmp_path / "resumed", whole)
-    receipt = json.loads((tmp_path / "resumed" / "manifest.json").read_text())["receipt"]
-    assert [(each["attempt"], each["step"]) for each in receipt["resumes"]] == [(2, 10), (5, 25)]
-
-
-def test_it_goes_on_with_as_many_threads_as_it_began_with(whole: Path, tmp_path: Path) -> None:
-    before = torch.get_num_threads()
-    checkpoints = _interrupted(tmp_path, 10)
     torch.set_num_threads(before + 1)
     try:
-        _run(tmp_path / "resumed", Listener(), Recovery(2, checkpoints))
+        _run(tmp_path / "resumed", Listener(), Recovery(5, second))
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
@@ -160,7 +155,8 @@ def test_it_goes_on_with_as_many_threads_as_it_began_with(whole: Path, tmp_path:
     assert _same(tmp_path / "resumed", whole)
     receipt = json.loads((tmp_path / "resumed" / "manifest.json").read_text())["receipt"]
     told = {"device_name": receipt["device_name"], "torch": torch.__version__}
-    assert (receipt["attempt"], receipt["resumes"]) == (2, [{"attempt": 2, "step": 10, **told}])
+    resumes = [{"attempt": attempt, "step": step, **told} for attempt, step in ((2, 10), (5, 25))]
+    assert (receipt["attempt"], receipt["resumes"]) == (5, resumes)
     assert receipt["threads"] == before
 
 
@@ -205,10 +201,16 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(tmp_path: Path) -> None:
 
 
 DISTILLATION: Document = {"teacher": {"job_id": JOBS["plain"]}}
+
+
+def _course(epochs: int, **settings: object) -> Document:
+    return {"epochs": epochs, "batch_size": BATCH, **settings}
+
+
 STAGED: dict[str, Document] = {
     "fine-tuned": {
         "pruning": {"method": "taylor", "sparsity": 0.8, "recalibrate_batchnorm": True},
-        "fine_tuning": {"epochs": 2, "learning_rate_schedule": "cosine", "random_shift": 1, "select": "best"},
+        "fine_tuning": _course(2, learning_rate_schedule="cosine", random_shift=1, select="best"),
     },
     "rewound": {
         "pruning": {
@@ -216,7 +218,7 @@ STAGED: dict[str, Document] = {
             "sparsity": 0.8,
             "schedule": {"name": "iterative", "rounds": 2, "rewind_epoch": 1},
         },
-        "fine_tuning": {"epochs": 1, "optimizer": {"name": "sgd"}},
+        "fine_tuning": _course(1, optimizer={"name": "sgd"}),
     },
     "gradual": {
         "pruning": {
@@ -224,24 +226,24 @@ STAGED: dict[str, Document] = {
             "sparsity": 0.8,
             "schedule": {"name": "gradual", "begin_epoch": 1, "end_epoch": 2, "every_steps": 4},
         },
-        "fine_tuning": {"epochs": 1, "warmup_epochs": 1},
+        "fine_tuning": _course(1, warmup_epochs=1),
     },
     "before": {
         "pruning": {"method": "snip", "sparsity": 0.5, "schedule": {"name": "one-shot", "when": "before-training"}},
         "regularization": {"penalty": "l1-proximal"},
     },
     "taught": {
-        "training": {"epochs": 2, "distillation": DISTILLATION, "random_shift": 1},
+        "training": _course(2, distillation=DISTILLATION, random_shift=1),
         "pruning": {
             "method": "magnitude",
             "sparsity": 0.8,
             "schedule": {"name": "gradual", "end_epoch": 1, "every_steps": 4},
         },
-        "fine_tuning": {"epochs": 1, "distillation": {**DISTILLATION, "weight": 1}},
+        "fine_tuning": _course(1, distillation={**DISTILLATION, "weight": 1}),
     },
 }
 """Schedules with more than one stage, on two epochs of training."""
-STAGED_STEPS = 14  # of an epoch, since 100 images are for validation
+STAGED_STEPS = 14  # of an epoch, since 20 images are for validation
 
 
 SLOW = pytest.mark.acceptance
@@ -251,11 +253,11 @@ QUICK = ["gradual"]
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=SLOW) for name in STAGED if name not in QUICK)])
 def test_a_run_of_several_stages_goes_on_from_each_of_its_checkpoints(plain: Run, tmp_path: Path, name: str) -> None:
-    dataset = {"name": "digits", "validation_images": 100}
-    spec = train_spec(**{"dataset": dataset, "training": {"epochs": 2}, **STAGED[name]})
+    dataset = {"name": "digits", "validation_images": 20}
+    spec = train_spec(**{"dataset": dataset, "training": _course(2), **STAGED[name]})
     inputs = {JOBS["plain"]: plain.folder}
     keeper = _EveryFew(tmp_path)
-    whole = Watched(spec, tmp_path, keeper, inputs)
+    whole = Watched(spec, tmp_path, keeper, inputs, datasets=FEW)
     carry_out([whole])
     assert isinstance(whole.failure, Measured)
     epochs = len(whole.progress.history)
