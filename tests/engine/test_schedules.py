@@ -1,4 +1,4 @@
-"""Whole runs: every method, penalty and schedule, from the spec to the files, but for the pictures; or to what would be
+"""Whole runs on a few images: every method, penalty and schedule, from the spec to the files, or to what would be
 published."""
 
 from __future__ import annotations
@@ -12,16 +12,35 @@ from torch import Tensor
 
 from app.contract.network import PARAMETER_NAMES, parameter_count
 from tests.engine import conftest
-from tests.engine.conftest import JOBS, Listener, Run
-from tests.engine.measured import measured
+from tests.engine import measured as up_to_publishing
+from tests.engine.conftest import Listener, Run
+from tests.engine.few import BATCH, FEW
+from tests.engine.measured import Watched
 from tests.specs import Document, prune_spec, train_spec
 
 TOTAL = parameter_count((4, 4, 8), 16)
-DATASET = {"name": "digits", "validation_images": 137}
+DATASET = {"name": "digits", "validation_images": 20}
 
 
 def run(spec: Document, folder: Path, inputs: Mapping[str, Path] | None = None) -> Run:
-    return conftest.run({**spec, "histogram": {"tensors": []}}, folder, inputs)
+    return conftest.run(spec, folder, inputs, datasets=FEW)
+
+
+SOURCE, SPARSE = "job_" + "a" * 32, "job_" + "b" * 32
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Trained without a penalty, and pruned."""
+    return run(train_spec(training=_course(2)), tmp_path_factory.mktemp("source") / "out")
+
+
+def measured(spec: Document, folder: Path) -> Watched:
+    return up_to_publishing.measured(spec, folder, datasets=FEW)
+
+
+def _course(epochs: int, **settings: object) -> Document:
+    return {"epochs": epochs, "batch_size": BATCH, **settings}
 
 
 def _nonzero(state: Mapping[str, Tensor]) -> int:
@@ -52,11 +71,11 @@ METHODS: dict[str, tuple[Document, int | None]] = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_checkpoint_is_pruned_by_each_method(plain: Run, tmp_path: Path, name: str) -> None:
+def test_a_checkpoint_is_pruned_by_each_method(source: Run, tmp_path: Path, name: str) -> None:
     pruning, kept = METHODS[name]
-    spec = prune_spec(JOBS["plain"], dataset={"name": "digits"}, pruning=pruning)
+    spec = prune_spec(SOURCE, dataset={"name": "digits"}, pruning=pruning)
 
-    told = run(spec, tmp_path / "out", {JOBS["plain"]: plain.folder})
+    told = run(spec, tmp_path / "out", {SOURCE: source.folder})
 
     dense, model = _files(told)
     assert told.report.method == name
@@ -69,12 +88,12 @@ def test_a_checkpoint_is_pruned_by_each_method(plain: Run, tmp_path: Path, name:
         assert (model[tensor][survivors] == dense[tensor][survivors]).all()
 
 
-def test_pruned_channels_are_gone_from_the_compact_network(plain: Run, tmp_path: Path) -> None:
+def test_pruned_channels_are_gone_from_the_compact_network(source: Run, tmp_path: Path) -> None:
     pruning = METHODS["channels"][0]
     told = run(
-        prune_spec(JOBS["plain"], dataset={"name": "digits"}, pruning=pruning),
+        prune_spec(SOURCE, dataset={"name": "digits"}, pruning=pruning),
         tmp_path / "out",
-        {JOBS["plain"]: plain.folder},
+        {SOURCE: source.folder},
     )
 
     compact = told.report.compact
@@ -84,12 +103,12 @@ def test_pruned_channels_are_gone_from_the_compact_network(plain: Run, tmp_path:
 
 
 @pytest.mark.parametrize("penalty", ["l1", "l1-proximal", "group-lasso", "l2", "elastic-net"])
-def test_a_network_is_trained_with_each_penalty(plain: Run, tmp_path: Path, penalty: str) -> None:
-    spec = train_spec(training={"epochs": 2}, regularization={"penalty": penalty, "strength": 0.05}, pruning=None)
+def test_a_network_is_trained_with_each_penalty(source: Run, tmp_path: Path, penalty: str) -> None:
+    spec = train_spec(training=_course(2), regularization={"penalty": penalty, "strength": 0.05}, pruning=None)
 
     mine = measured(spec, tmp_path).state
 
-    unpenalized = load_file(plain.folder / "dense.safetensors")
+    unpenalized = load_file(source.folder / "dense.safetensors")
     assert sum(float(mine[name].abs().sum()) for name in PARAMETER_NAMES) < sum(
         float(unpenalized[name].abs().sum()) for name in PARAMETER_NAMES
     )
@@ -98,9 +117,9 @@ def test_a_network_is_trained_with_each_penalty(plain: Run, tmp_path: Path, pena
 def test_what_is_left_is_fine_tuned_with_the_mask_on(tmp_path: Path) -> None:
     spec = train_spec(
         dataset=DATASET,
-        training={"epochs": 2},
+        training=_course(2),
         pruning={"method": "magnitude", "sparsity": 0.9},
-        fine_tuning={"epochs": 2, "learning_rate": 0.003, "learning_rate_schedule": "cosine"},
+        fine_tuning=_course(2, learning_rate=0.003, learning_rate_schedule="cosine"),
     )
 
     told = run(spec, tmp_path / "out")
@@ -123,8 +142,9 @@ def test_what_is_left_is_fine_tuned_with_the_mask_on(tmp_path: Path) -> None:
 def test_rounds_prune_the_same_share_each_and_rewind(tmp_path: Path) -> None:
     schedule = {"name": "iterative", "rounds": 3, "rewind_epoch": 0}
     spec = train_spec(
+        training=_course(1),
         pruning={"method": "magnitude", "sparsity": 0.875, "scope": "global", "schedule": schedule},
-        fine_tuning={"epochs": 1, "learning_rate": 1e-12},
+        fine_tuning=_course(1, learning_rate=1e-12),
     )
 
     told = measured(spec, tmp_path)
@@ -136,7 +156,7 @@ def test_rounds_prune_the_same_share_each_and_rewind(tmp_path: Path) -> None:
     ]
     # So small a rate leaves the survivors where they were rewound to: the initial weights, which a training with
     # hardly any rate ends at too.
-    untrained = measured(train_spec(training={"epochs": 1, "learning_rate": 1e-12}, pruning=None), tmp_path)
+    untrained = measured(train_spec(training=_course(1, learning_rate=1e-12), pruning=None), tmp_path)
     initial, model = untrained.state, told.state
     for name in PARAMETER_NAMES:
         survivors = model[name] != 0
@@ -145,8 +165,8 @@ def test_rounds_prune_the_same_share_each_and_rewind(tmp_path: Path) -> None:
 
 def test_gradual_pruning_ends_at_the_amount_and_keeps_the_network_that_it_began_with(tmp_path: Path) -> None:
     schedule = {"name": "gradual", "begin_epoch": 1, "end_epoch": 3, "every_steps": 5}
-    spec = train_spec(training={"epochs": 4}, pruning={"method": "magnitude", "keep": 800, "schedule": schedule})
-    one_epoch = measured(train_spec(training={"epochs": 1}, pruning=None), tmp_path)
+    spec = train_spec(training=_course(4), pruning={"method": "magnitude", "keep": 800, "schedule": schedule})
+    one_epoch = measured(train_spec(training=_course(1), pruning=None), tmp_path)
 
     told = run(spec, tmp_path / "out")
 
@@ -163,7 +183,8 @@ def test_what_gradual_pruning_cost_is_told_before_further_training(tmp_path: Pat
     schedule = {"name": "gradual", "end_epoch": 1, "every_steps": 5}
     pruning = {"method": "magnitude", "sparsity": 0.95, "schedule": schedule}
 
-    told = run(train_spec(pruning=pruning, fine_tuning={"epochs": 3, "learning_rate": 0.005}), tmp_path / "out")
+    spec = train_spec(training=_course(1), pruning=pruning, fine_tuning=_course(3, learning_rate=0.005))
+    told = run(spec, tmp_path / "out")
 
     points = [data["stage"] for kind, data in told.heard.records if kind == "evaluated"]
     assert points == ["before_pruning", "after_pruning", "after_fine_tuning"]
@@ -174,7 +195,7 @@ def test_what_gradual_pruning_cost_is_told_before_further_training(tmp_path: Pat
 def test_a_pruning_before_the_training_holds_in_it(tmp_path: Path) -> None:
     schedule = {"name": "one-shot", "when": "before-training"}
     spec = train_spec(
-        training={"epochs": 2}, pruning={"method": "snip", "sparsity": 0.5, "layers": ["linear"], "schedule": schedule}
+        training=_course(2), pruning={"method": "snip", "sparsity": 0.5, "layers": ["linear"], "schedule": schedule}
     )
 
     told = run(spec, tmp_path / "out")
@@ -185,21 +206,21 @@ def test_a_pruning_before_the_training_holds_in_it(tmp_path: Path) -> None:
     assert sum(tensor.masked for tensor in linear) == sum(tensor.total for tensor in linear) // 2
 
 
-def test_a_checkpoint_is_fine_tuned_gradually_in_a_prune_job(plain: Run, tmp_path: Path) -> None:
+def test_a_checkpoint_is_fine_tuned_gradually_in_a_prune_job(source: Run, tmp_path: Path) -> None:
     schedule = {"name": "gradual", "end_epoch": 2, "every_steps": 3}
     spec = prune_spec(
-        JOBS["plain"],
+        SOURCE,
         dataset={"name": "digits"},
         pruning={"method": "magnitude", "sparsity": 0.8, "schedule": schedule},
-        fine_tuning={"epochs": 3, "seed": 4},
+        fine_tuning=_course(3, seed=4),
     )
 
-    told = run(spec, tmp_path / "out", {JOBS["plain"]: plain.folder})
+    told = run(spec, tmp_path / "out", {SOURCE: source.folder})
 
     assert [course for course, _, _, _ in _epochs(told.heard)] == ["fine_tuning"] * 3
     assert told.manifest.receipt.seed == 4
     assert (told.folder / "metrics.jsonl").read_text().count("\n") == 3
-    assert told.report.accuracy_before == plain.report.accuracy_before
+    assert told.report.accuracy_before == source.report.accuracy_before
 
 
 @pytest.mark.parametrize(
@@ -221,26 +242,26 @@ def test_a_checkpoint_is_fine_tuned_gradually_in_a_prune_job(plain: Run, tmp_pat
     ],
     ids=str,
 )
-def test_what_the_source_pruned_stays_pruned_in_fine_tuning(plain: Run, tmp_path: Path, pruning: Document) -> None:
-    sparse = prune_spec(JOBS["plain"], dataset={"name": "digits"}, pruning={"method": "magnitude", "sparsity": 0.9})
-    source = run(sparse, tmp_path / "source", {JOBS["plain"]: plain.folder})
-    again = prune_spec(JOBS["l1"], dataset={"name": "digits"}, pruning=pruning, fine_tuning={"epochs": 1})
+def test_what_the_source_pruned_stays_pruned_in_fine_tuning(source: Run, tmp_path: Path, pruning: Document) -> None:
+    sparse = prune_spec(SOURCE, dataset={"name": "digits"}, pruning={"method": "magnitude", "sparsity": 0.9})
+    pruned = run(sparse, tmp_path / "pruned", {SOURCE: source.folder})
+    again = prune_spec(SPARSE, dataset={"name": "digits"}, pruning=pruning, fine_tuning=_course(1))
     again["source"]["artifact"] = "model.safetensors"
 
-    told = run(again, tmp_path / "out", {JOBS["l1"]: source.folder})
+    told = run(again, tmp_path / "out", {SPARSE: pruned.folder})
 
-    before, after = load_file(source.folder / "model.safetensors"), load_file(told.folder / "model.safetensors")
+    before, after = load_file(pruned.folder / "model.safetensors"), load_file(told.folder / "model.safetensors")
     assert told.report.total.nonzero_after <= told.report.total.nonzero_before == _nonzero(before)
     for name in PARAMETER_NAMES:
         assert not after[name][before[name] == 0].any()
 
 
-def test_batchnorm_is_measured_again_on_request(plain: Run, tmp_path: Path) -> None:
+def test_batchnorm_is_measured_again_on_request(source: Run, tmp_path: Path) -> None:
     found = []
     for recalibrate in (False, True):
         pruning = {"method": "random", "sparsity": 0.5, "layers": ["conv"], "recalibrate_batchnorm": recalibrate}
-        spec = prune_spec(JOBS["plain"], dataset={"name": "digits"}, pruning=pruning)
-        found.append(run(spec, tmp_path / str(recalibrate), {JOBS["plain"]: plain.folder}))
+        spec = prune_spec(SOURCE, dataset={"name": "digits"}, pruning=pruning)
+        found.append(run(spec, tmp_path / str(recalibrate), {SOURCE: source.folder}))
 
     stale, measured = found
     dense = _files(stale)[0]
