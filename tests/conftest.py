@@ -168,8 +168,10 @@ def idle_http(idle_service: Stack) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def trained(http: httpx.Client) -> Document:
-    """A small train job that has succeeded."""
-    return finished(http, train_spec(display_name="trained", labels={"team": "a"}))
+    """A small train job that has succeeded, with all files that one can have."""
+    return finished(
+        http, train_spec(display_name="trained", labels={"team": "a"}, histogram={"tensors": ["fc2.weight"]})
+    )
 
 
 @pytest.fixture(scope="session")
