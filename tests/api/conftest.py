@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import httpx
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
+from app.contract.checkpoint import tensors_of
+from app.contract.spec import ModelSpec
 from app.db.session import session_scope
 from app.local import Stack
 from app.services.keys import create_key
 from tests.speaking import client_of
-from tests.specs import Document, finished, prune_spec
+from tests.specs import Document, ended, finished, prune_spec
 from tests.waiting import wait_until
 
 
@@ -46,6 +50,16 @@ def newcomer(idle_service: Stack) -> Iterator[httpx.Client]:
 def pruned(http: httpx.Client, trained: Document) -> Document:
     """A pruning of `trained` that has succeeded."""
     return finished(http, prune_spec(trained["id"]))
+
+
+def published(http: httpx.Client, model: ModelSpec) -> Document:
+    """A job that has succeeded and published a network of these widths: an import, for which nothing was trained."""
+    types = {"F32": np.float32, "I64": np.int64}
+    state = {name: np.ones(facts.shape, types[facts.dtype]) for name, facts in tensors_of(model).items()}
+    headers = {"Content-Type": "application/octet-stream"}
+    job = ended(http, http.post("/v1/checkpoints", content=save(state), headers=headers).json()["id"])
+    assert job["status"] == "succeeded", job["error"]
+    return job
 
 
 def restart_api(running: Stack, http: httpx.Client) -> None:

@@ -10,8 +10,10 @@ import jsonschema
 import psycopg
 import pytest
 
+from app.contract.spec import ModelSpec
 from app.local import Stack
-from tests.specs import Document, finished, train_spec
+from tests.api.conftest import published
+from tests.specs import Document, train_spec
 
 PUBLISHED = {
     "model.safetensors",
@@ -168,28 +170,28 @@ def test_an_artifact_that_no_job_makes_is_named_with_those_there_are(http: httpx
 
 @pytest.fixture
 def damaged(service: Stack, http: httpx.Client) -> tuple[str, Path]:
-    """A finished job, and its report on disk."""
-    job = finished(http, train_spec())
-    files = Path(service.environment["SECATEUR_ARTIFACT_DIR"]).rglob(f"*{job['id']}*/**/report.json")
+    """A finished job, and its manifest on disk."""
+    job = published(http, ModelSpec(channels=(2, 2, 4), hidden=8))
+    files = Path(service.environment["SECATEUR_ARTIFACT_DIR"]).rglob(f"*{job['id']}*/**/manifest.json")
     return job["links"]["artifacts"], next(files)
 
 
 def test_bytes_that_changed_are_never_served(http: httpx.Client, damaged: tuple[str, Path]) -> None:
-    artifacts, report = damaged
-    report.chmod(0o600)
-    report.write_bytes(report.read_bytes().replace(b"0", b"1", 1))
+    artifacts, manifest = damaged
+    manifest.chmod(0o600)
+    manifest.write_bytes(manifest.read_bytes().replace(b"0", b"1", 1))
 
-    answer = http.get(f"{artifacts}/report.json")
+    answer = http.get(f"{artifacts}/manifest.json")
 
     assert (answer.status_code, answer.json()["code"]) == (500, "artifact_corrupt")
-    assert http.get(f"{artifacts}/report.csv").status_code == 200
+    assert http.get(f"{artifacts}/model.pt").status_code == 200
 
 
 def test_bytes_that_are_gone_are_a_problem(http: httpx.Client, damaged: tuple[str, Path]) -> None:
-    artifacts, report = damaged
-    report.unlink()
+    artifacts, manifest = damaged
+    manifest.unlink()
 
-    assert http.get(f"{artifacts}/report.json").json()["code"] == "artifact_corrupt"
+    assert http.get(f"{artifacts}/manifest.json").json()["code"] == "artifact_corrupt"
 
 
 def test_an_unfinished_job_has_no_artifacts(idle_http: httpx.Client, idle_service: Stack) -> None:

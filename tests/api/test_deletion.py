@@ -4,18 +4,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
-from safetensors.numpy import save
 from sqlalchemy import text
 
-from app.contract.checkpoint import tensors_of
 from app.contract.spec import ModelSpec
 from app.db.session import session_scope
 from app.local import Stack
-from tests.api.conftest import restart_api, sqlalchemy_url
-from tests.specs import Document, ended, finished, prune_spec, submit, train_spec
+from tests.api.conftest import published, restart_api, sqlalchemy_url
+from tests.specs import FEW, Document, ended, prune_spec, submit, train_spec
 from tests.waiting import wait_until
+
+MODEL = ModelSpec(channels=(2, 2, 4), hidden=8)
 
 
 def _folder(running: Stack, job: Document) -> Path:
@@ -55,7 +54,7 @@ def _is_gone(http: httpx.Client, job: Document) -> None:
 @pytest.fixture(scope="module")
 def deleted(service: Stack, http: httpx.Client) -> Document:
     """A job that had succeeded, as it was before."""
-    job = finished(http, train_spec())
+    job = published(http, MODEL)
     assert _folder(service, job).is_dir()
     answer = http.delete(job["links"]["self"])
     assert (answer.status_code, answer.content) == (204, b"")
@@ -97,9 +96,9 @@ def test_a_job_that_has_not_ended_stays(newcomer: httpx.Client, idle_http: httpx
 
 
 def test_what_a_waiting_job_will_read_stays(service: Stack, http: httpx.Client) -> None:
-    source = finished(http, train_spec())
+    source = published(http, MODEL)
     busy = submit(http, train_spec(training={"epochs": 1000}))
-    reader = submit(http, prune_spec(source["id"]))
+    reader = submit(http, {**prune_spec(source["id"], dataset=FEW), "source": {"job_id": source["id"]}})
 
     refused = http.delete(source["links"]["self"])
     _time_passes(service, source, "expires_at", 365 * 86_400)
@@ -113,7 +112,7 @@ def test_what_a_waiting_job_will_read_stays(service: Stack, http: httpx.Client) 
 
 
 def test_retention_counts_from_the_end_and_ends_by_itself(service: Stack, http: httpx.Client) -> None:
-    job = submit(http, train_spec())
+    job = submit(http, train_spec(dataset=FEW))
     assert job["expires_at"] is None
     job = ended(http, job["id"])
     assert job["expires_at"] > job["finished_at"]
@@ -124,18 +123,8 @@ def test_retention_counts_from_the_end_and_ends_by_itself(service: Stack, http: 
     _is_gone(http, job)
 
 
-def _imported(http: httpx.Client, model: ModelSpec) -> Document:
-    """A job that has published a network of these widths, which need not be trained."""
-    types = {"F32": np.float32, "I64": np.int64}
-    state = {name: np.ones(facts.shape, types[facts.dtype]) for name, facts in tensors_of(model).items()}
-    headers = {"Content-Type": "application/octet-stream"}
-    job = ended(http, http.post("/v1/checkpoints", content=save(state), headers=headers).json()["id"])
-    assert job["status"] == "succeeded", job["error"]
-    return job
-
-
 def test_a_download_that_has_begun_is_not_cut_by_a_deletion(service: Stack, http: httpx.Client) -> None:
-    job = _imported(http, ModelSpec(channels=(2, 2, 64), hidden=600))
+    job = published(http, ModelSpec(channels=(2, 2, 64), hidden=600))
     url = f"{job['links']['artifacts']}/model.safetensors"
     with http.stream("GET", url) as answer:
         chunks = answer.iter_raw(1024)
@@ -156,9 +145,9 @@ def test_deletions_at_once_are_one(http: httpx.Client) -> None:
 
 
 def test_a_deletion_that_was_cut_short_is_finished_by_the_next_process(service: Stack, http: httpx.Client) -> None:
-    job = finished(http, train_spec())
+    job = published(http, MODEL)
     http.delete(job["links"]["self"])
-    (_folder(service, job) / "1" / "report.json").unlink()  # as far as a reaper came that was killed
+    (_folder(service, job) / "1" / "model.pt").unlink()  # as far as a reaper came that was killed
     restart_api(service, http)
     _time_passes(service, job, "purged_at", 60)
     wait_until(lambda: _rows(service, job) == 0, timeout=20, what="the rows are gone")

@@ -6,11 +6,11 @@ from typing import Any
 
 import httpx
 import pytest
-from safetensors.torch import save
 
 from app.contract.network import macs_per_image, parameter_count
-from tests.specs import Document, compare_spec, ended, finished, prune_spec, submit, train_spec
-from worker.engine.model import Cnn
+from app.contract.spec import ModelSpec
+from tests.api.conftest import published
+from tests.specs import FEW, Document, compare_spec, finished, prune_spec, submit, train_spec
 
 ABSENT = "job_" + "0" * 32
 IMAGES = 1_437
@@ -22,25 +22,18 @@ def _taught(course: str, job_id: str, **teacher: Any) -> Document:
     return train_spec(**{course: {"epochs": 1, "distillation": {"teacher": {"job_id": job_id, **teacher}}}})
 
 
-def _imported(http: httpx.Client, network: Cnn) -> Document:
-    headers = {"Content-Type": "application/octet-stream"}
-    answer = http.post("/v1/checkpoints", content=save(dict(network.state_dict())), headers=headers)
-    assert answer.status_code == 202, answer.text
-    job = ended(http, answer.json()["id"])
-    assert job["status"] == "succeeded", job["error"]
-    return job
-
-
 @pytest.fixture(scope="module")
 def wide(http: httpx.Client) -> Document:
     """An import of widths that cost a lot."""
-    return _imported(http, Cnn(*WIDE))
+    return published(http, ModelSpec(channels=WIDE[0], hidden=WIDE[1]))
 
 
 @pytest.fixture(scope="module")
 def taught(http: httpx.Client, trained: Document) -> Document:
     """A smaller network that has learned from `trained`."""
-    return finished(http, {**_taught("training", trained["id"]), "model": {"channels": [2, 3, 4], "hidden": 5}})
+    return finished(
+        http, {**_taught("training", trained["id"]), "dataset": FEW, "model": {"channels": [2, 3, 4], "hidden": 5}}
+    )
 
 
 def _refused(answer: httpx.Response, status: int, code: str) -> Document:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from app.contract.datasets import DatasetName
 from app.local import Stack
-from tests.specs import Document, compare_spec, ended, finished, prune_spec, train_spec
+from tests.specs import FEW, Document, compare_spec, ended, finished, prune_spec, read, train_spec
 from worker.engine.data import Dataset, DatasetStore
 from worker.engine.pixels import scaled
 
@@ -87,12 +87,27 @@ def _artifact(http: httpx.Client, job: Document, name: str) -> bytes:
     return answer.content
 
 
+@pytest.fixture(scope="module")
+def documented(
+    service: Stack, http: httpx.Client, network: Trained, tmp_path_factory: pytest.TempPathFactory
+) -> Document:
+    """What the code in the docs submits; it uploads what PyTorch saved, and waits for that."""
+    text = (Path(__file__).parents[2] / "docs" / "pruning.md").read_text()
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "upload_checkpoint" in block)
+    code = code.replace("http://127.0.0.1:8000", service.url).replace("mnist", "digits").replace("10}", "1}")
+    folder = tmp_path_factory.mktemp("documented")
+    torch.save(network.state, folder / "network.pt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(code, {"api_key": service.api_key})
+    newest: Document = http.get("/v1/jobs").json()["items"][0]
+    return newest
+
+
 def test_both_formats_give_the_values_that_were_trained(
-    http: httpx.Client, network: Trained, imported: Document
+    http: httpx.Client, network: Trained, imported: Document, documented: Document
 ) -> None:
-    buffer = io.BytesIO()
-    torch.save(network.state, buffer)
-    other = _imported(http, buffer.getvalue())
+    other = read(http, documented["spec"]["source"]["job_id"])
 
     for job, format in ((imported, "safetensors"), (other, "torch")):
         assert (job["status"], job["result"]["format"]) == ("succeeded", format), job["error"]
@@ -109,45 +124,32 @@ def _prune(source: str, **overrides: Any) -> Document:
     return {**prune_spec(source, **overrides), "source": {"job_id": source}}
 
 
-def test_an_import_is_pruned_and_fine_tuned(http: httpx.Client, network: Trained, imported: Document) -> None:
-    spec = _prune(
-        imported["id"],
-        dataset={"name": "digits"},
-        pruning={"method": "magnitude", "sparsity": 0.5},
-        fine_tuning={"epochs": 1},
-    )
+@pytest.fixture(scope="module")
+def tuned(http: httpx.Client, imported: Document) -> Document:
+    pruning, tuning = {"method": "magnitude", "sparsity": 0.5}, {"epochs": 1}
+    return finished(http, _prune(imported["id"], dataset=FEW, pruning=pruning, fine_tuning=tuning))
 
-    result = finished(http, spec)["result"]
+
+def test_an_import_is_pruned_and_fine_tuned(network: Trained, imported: Document, tuned: Document) -> None:
+    result = tuned["result"]
 
     assert result["accuracy_before"] == pytest.approx(network.accuracy, abs=1e-6)
     assert result["parameters"] == imported["result"]["parameters"]
     assert result["sparsity"] == pytest.approx(0.5, abs=1e-3)
 
 
-def test_the_code_in_the_docs_uploads_and_prunes(
-    service: Stack, http: httpx.Client, network: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "pruning.md").read_text()
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "upload_checkpoint" in block)
-    code = code.replace("http://127.0.0.1:8000", service.url).replace("mnist", "digits").replace("10}", "1}")
-    torch.save(network.state, tmp_path / "network.pt")
-    monkeypatch.chdir(tmp_path)
-
-    exec(code, {"api_key": service.api_key})
-
-    newest = http.get("/v1/jobs").json()["items"][0]
-    assert (newest["kind"], newest["spec"]["dataset"]["name"]) == ("prune", "digits")
-    assert ended(http, newest["id"])["status"] == "succeeded"
+def test_the_code_in_the_docs_uploads_and_prunes(http: httpx.Client, documented: Document) -> None:
+    assert (documented["kind"], documented["spec"]["dataset"]["name"]) == ("prune", "digits")
+    assert ended(http, documented["id"])["status"] == "succeeded"
 
 
-def test_a_training_and_a_second_pruning_go_on_from_it(http: httpx.Client, imported: Document) -> None:
-    spec = train_spec(initial={"job_id": imported["id"]}, pruning=None)
+def test_a_training_and_a_second_pruning_go_on_from_it(http: httpx.Client, imported: Document, tuned: Document) -> None:
+    spec = train_spec(dataset=FEW, initial={"job_id": imported["id"]}, pruning=None)
     del spec["model"]
     job = finished(http, spec)
     assert job["spec"]["model"] == {"architecture": "cnn", "channels": list(CHANNELS), "hidden": HIDDEN}
 
-    first = finished(http, _prune(imported["id"], dataset={"name": "digits"}))
-    second = finished(http, _prune(first["id"]))
+    second = finished(http, _prune(tuned["id"]))
     assert second["spec"]["dataset"]["name"] == "digits"
     assert second["result"]["parameters"] == imported["result"]["parameters"]
 

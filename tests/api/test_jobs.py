@@ -3,7 +3,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from tests.specs import Document, compare_spec, ended, finished, read, submit, sweep_spec, train_spec
+from tests.specs import FEW, Document, compare_spec, ended, finished, read, submit, sweep_spec, train_spec
 from tests.waiting import wait_until
 
 
@@ -167,15 +167,13 @@ def test_a_training_that_goes_on_from_a_checkpoint(http: httpx.Client, trained: 
     assert job["result"]["accuracy_before"] > trained["result"]["accuracy_before"]
 
 
-def test_a_comparison_of_finished_jobs(http: httpx.Client, trained: Document) -> None:
-    other = finished(http, train_spec(regularization={"penalty": "l1"}))
-
-    job = finished(http, compare_spec(trained["id"], other["id"]))
+def test_a_comparison_of_finished_jobs(http: httpx.Client, trained: Document, pruned: Document) -> None:
+    job = finished(http, compare_spec(trained["id"], pruned["id"]))
 
     names = {artifact["name"] for artifact in http.get(job["links"]["artifacts"]).json()["items"]}
     assert names == {"comparison.json", "comparison.png", "manifest.json"}
     comparison = http.get(f"{job['links']['artifacts']}/comparison.json").json()
-    assert [entry["job_id"] for entry in comparison["jobs"]] == [trained["id"], other["id"]]
+    assert [entry["job_id"] for entry in comparison["jobs"]] == [trained["id"], pruned["id"]]
 
 
 def test_a_data_set_that_is_not_there_fails_its_job_alone(http: httpx.Client) -> None:
@@ -184,7 +182,7 @@ def test_a_data_set_that_is_not_there_fails_its_job_alone(http: httpx.Client) ->
     assert (job["status"], job["error"]["code"]) == ("failed", "dataset_unavailable")
     assert "KMNIST/raw" in job["error"]["message"]
     assert "train-images-idx3-ubyte" in job["error"]["message"]
-    finished(http, train_spec())
+    finished(http, train_spec(dataset=FEW))
 
 
 def test_a_failed_job_is_retried_as_its_next_attempt(http: httpx.Client) -> None:

@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import httpx
 
-from tests.specs import Document, compare_spec, finished, prune_spec, submit, train_spec
+from app.contract.spec import ModelSpec
+from tests.api.conftest import published
+from tests.specs import FEW, Document, compare_spec, finished, prune_spec, submit, train_spec
+
+MODEL = ModelSpec(channels=(2, 2, 4), hidden=8)
 
 
 def _edges(lineage: Document) -> set[tuple[str, str, str]]:
@@ -17,16 +21,17 @@ def _lineage(http: httpx.Client, job: Document) -> Document:
 
 
 def test_a_lineage_goes_back_to_the_beginning_and_one_step_on(http: httpx.Client, trained: Document) -> None:
-    other, root = trained, finished(http, train_spec(display_name="root"))
+    root, other = trained, published(http, MODEL)
     taught = {"epochs": 1, "distillation": {"teacher": {"job_id": other["id"]}}}
-    middle = finished(http, prune_spec(root["id"], fine_tuning=taught))
+    middle = finished(http, prune_spec(root["id"], dataset=FEW, fine_tuning=taught))
     again = http.post(middle["links"]["rerun"]).json()
+    http.post(again["links"]["cancel"]).raise_for_status()
     last = finished(http, compare_spec(root["id"], middle["id"]))
 
     lineage = _lineage(http, middle)
 
-    assert [job["id"] for job in lineage["jobs"]] == [each["id"] for each in (other, root, middle, again, last)]
-    assert lineage["jobs"][1]["display_name"] == "root"
+    assert [job["id"] for job in lineage["jobs"]] == [each["id"] for each in (root, other, middle, again, last)]
+    assert lineage["jobs"][0]["display_name"] == "trained"
     assert _edges(lineage) == {
         (root["id"], middle["id"], "source"),
         (other["id"], middle["id"], "teacher"),
@@ -35,8 +40,8 @@ def test_a_lineage_goes_back_to_the_beginning_and_one_step_on(http: httpx.Client
     }
     assert not lineage["truncated"]
     (source,) = (edge for edge in lineage["edges"] if edge["relation"] == "source")
-    published = http.get(root["links"]["artifacts"]).json()["items"]
-    assert source["sha256"] == {each["name"]: each["sha256"] for each in published}[source["artifact"]]
+    files = http.get(root["links"]["artifacts"]).json()["items"]
+    assert source["sha256"] == {each["name"]: each["sha256"] for each in files}[source["artifact"]]
 
     assert _edges(_lineage(http, last)) == {
         (root["id"], last["id"], "compared"),
@@ -47,8 +52,8 @@ def test_a_lineage_goes_back_to_the_beginning_and_one_step_on(http: httpx.Client
 
 
 def test_what_was_deleted_is_named_and_no_more(http: httpx.Client) -> None:
-    root = finished(http, train_spec())
-    job = finished(http, prune_spec(root["id"]))
+    root = published(http, MODEL)
+    job = finished(http, {**prune_spec(root["id"], dataset=FEW), "source": {"job_id": root["id"]}})
     assert http.delete(root["links"]["self"]).status_code == 204
 
     lineage = _lineage(http, job)
@@ -69,8 +74,8 @@ def test_reports_side_by_side_are_the_published_ones(http: httpx.Client, trained
     items = answer.json()["items"]
     assert [item["job"] for item in items] == [pruned, trained]
     for item in items:
-        published = http.get(f"{item['job']['links']['artifacts']}/report.json").json()
-        assert item["report"] == published
+        its_own = http.get(f"{item['job']['links']['artifacts']}/report.json").json()
+        assert item["report"] == its_own
 
 
 def test_what_cannot_be_compared_is_told(http: httpx.Client, trained: Document) -> None:

@@ -8,7 +8,9 @@ import httpx
 import pytest
 
 from app.contract.network import macs_per_image, parameter_count
-from tests.specs import Document, ended, finished, prune_spec, submit, train_spec
+from app.contract.spec import ModelSpec
+from tests.api.conftest import published
+from tests.specs import FEW, Document, ended, finished, prune_spec, submit, train_spec
 
 AMOUNT = {"sparsity": 0.5}
 PRUNINGS: dict[str, Document] = {
@@ -51,7 +53,6 @@ COURSES: list[Document] = [
         "pruning": {"method": "magnitude", **AMOUNT, "schedule": {"name": "gradual", "end_epoch": 1}},
     },
     {
-        "dataset": {"name": "digits", "validation_images": 100},
         "regularization": {"penalty": "group-lasso"},
         "pruning": {
             "method": "magnitude",
@@ -69,7 +70,7 @@ COURSES: list[Document] = [
 
 def test_every_optimizer_penalty_and_schedule_is_reached_by_a_spec(http: httpx.Client) -> None:
     options = http.get("/v1/options").json()
-    reached = [train_spec(**course) for course in COURSES]
+    reached = [train_spec(**{"dataset": FEW, **course}) for course in COURSES]
     assert set(options["optimizers"]) == {_in(each, "training", "optimizer", "name") or "adam" for each in reached}
     assert set(options["penalties"]) == {_in(each, "regularization", "penalty") for each in reached}
     assert set(options["pruning_schedules"]) == {
@@ -137,7 +138,7 @@ def test_what_a_prune_job_costs_is_told_ahead(http: httpx.Client, trained: Docum
 
 
 def test_a_continued_training_is_held_against_the_widths_of_its_checkpoint(http: httpx.Client) -> None:
-    wide = finished(http, train_spec(model={"channels": [20, 4, 4], "hidden": 8}, pruning=None))
+    wide = published(http, ModelSpec(channels=(20, 4, 4), hidden=8))
     spec = train_spec(initial={"job_id": wide["id"]}, pruning={"method": "channels", "keep": KEPT})
     del spec["model"]
 
@@ -153,7 +154,9 @@ KEPT = {"channels": [18, 4, 4], "hidden": 8}
 
 
 def test_a_prune_job_fine_tunes_what_it_leaves(http: httpx.Client, trained: Document) -> None:
-    spec = prune_spec(trained["id"], pruning={"method": "magnitude", "sparsity": 0.8}, fine_tuning={"epochs": 2})
+    spec = prune_spec(
+        trained["id"], dataset=FEW, pruning={"method": "magnitude", "sparsity": 0.8}, fine_tuning={"epochs": 1}
+    )
 
     job = finished(http, spec)
 

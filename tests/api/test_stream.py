@@ -58,24 +58,35 @@ def _as_page(entries: list[Entry]) -> str:
     return '{"items":[' + ",".join(entry.data for entry in entries) + '],"next_cursor":null}'
 
 
-def test_a_stream_tells_of_a_job_from_beginning_to_end(http: httpx.Client) -> None:
-    job = submit(http, train_spec(training={"epochs": 3}))
+class Read(NamedTuple):
+    """A job's stream, read while it ran."""
 
-    *entries, end = _stream(http, job)
+    job: Document
+    whole: list[Entry]
+    in_pieces: list[list[Entry]]
+
+
+@pytest.fixture(scope="module")
+def told(http: httpx.Client) -> Read:
+    job = submit(http, train_spec(training={"epochs": 2}))
+    with ThreadPoolExecutor(6) as readers:
+        whole = readers.submit(_stream, http, job)
+        in_pieces = readers.map(lambda seed: _in_pieces(http, job, random.Random(seed)), range(5))
+        return Read(job, whole.result(), list(in_pieces))
+
+
+def test_a_stream_tells_of_a_job_from_beginning_to_end(http: httpx.Client, told: Read) -> None:
+    *entries, end = told.whole
 
     assert end == Entry(None, "end", "{}")
     assert [entry.id for entry in entries] == [str(json.loads(entry.data)["seq"]) for entry in entries]
     assert [entry.event for entry in entries] == [json.loads(entry.data)["type"] for entry in entries]
     assert (entries[0].event, entries[-1].event) == ("queued", "succeeded")
-    assert _as_page(entries) == _page(http, job)
+    assert _as_page(entries) == _page(http, told.job)
 
 
-def test_cut_anywhere_and_gone_on_from_it_is_the_page_byte_for_byte(http: httpx.Client) -> None:
-    job = submit(http, train_spec(training={"epochs": 2}))
-    with ThreadPoolExecutor(5) as readers:
-        read = list(readers.map(lambda seed: _in_pieces(http, job, random.Random(seed)), range(5)))
-
-    assert [_as_page(entries) for entries in read] == [_page(http, job)] * 5
+def test_cut_anywhere_and_gone_on_from_it_is_the_page_byte_for_byte(http: httpx.Client, told: Read) -> None:
+    assert [_as_page(entries) for entries in told.in_pieces] == [_page(http, told.job)] * 5
 
 
 def _in_pieces(http: httpx.Client, job: Document, cuts: random.Random) -> list[Entry]:

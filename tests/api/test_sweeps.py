@@ -14,7 +14,7 @@ from app.db.session import session_scope
 from app.local import Stack
 from app.services import quotas
 from tests.api.conftest import sqlalchemy_url
-from tests.specs import Document, ended, finished, read, submit, sweep_spec, train_spec
+from tests.specs import FEW, Document, ended, finished, read, submit, sweep_spec, train_spec
 from tests.waiting import wait_until
 
 WIDE, NARROW = {"channels": [8, 8, 8], "hidden": 20}, {"channels": [2, 2, 2], "hidden": 4}
@@ -44,7 +44,8 @@ class Followed(NamedTuple):
 def followed(http: httpx.Client) -> Followed:
     """Of four members."""
     grid = {"thresholds": [0.01, 0.1], "seeds": [1, 2]}
-    now = submit(http, sweep_spec(grid=grid, display_name="how far", labels={"team": "a"}))
+    spec = sweep_spec(base=train_spec(dataset=FEW), grid=grid, display_name="how far", labels={"team": "a"})
+    now = submit(http, spec)
     seen, etag = set(), ""
     while not now["done"]:
         answer = http.get(now["links"]["self"], params={"wait": 30}, headers={"If-None-Match": etag})
@@ -138,9 +139,11 @@ def test_a_cancel_ends_a_sweep_with_its_members(http: httpx.Client) -> None:
 
 
 def test_the_frontier_is_of_those_that_succeeded(http: httpx.Client) -> None:
-    job = submit(http, sweep_spec(base=train_spec(training={"epochs": 5}), grid={"seeds": [1, 2]}))
+    busy = submit(http, train_spec(training={"epochs": 1000}))
+    job = submit(http, sweep_spec(base=train_spec(dataset=FEW), grid={"seeds": [1, 2]}))
     last = _members(http, job["id"])[-1]
     assert http.post(last["links"]["cancel"]).status_code == 202
+    http.post(busy["links"]["cancel"]).raise_for_status()
     done = ended(http, job["id"])
     assert done["status"] == "succeeded"
     assert {name: done["result"][name] for name in ("members", "succeeded", "failed", "cancelled", "unfinished")} == {
@@ -262,7 +265,7 @@ def test_what_no_member_could_do_is_refused_with_its_place_in_the_sweep(
 
 
 def test_members_begin_with_the_checkpoint_of_the_base(http: httpx.Client, trained: Document) -> None:
-    base = train_spec(initial={"job_id": trained["id"]})
+    base = train_spec(dataset=FEW, initial={"job_id": trained["id"]})
     del base["model"]
     job = finished(http, sweep_spec(base=base, grid={"seeds": [1]}))
     assert job["spec"]["base"]["model"] == trained["spec"]["model"]
