@@ -160,7 +160,7 @@ def test_in_single_precision_they_agree_to_rounding() -> None:
 
 def test_the_best_epoch_is_each_members_own() -> None:
     members = [member(course(seed, epochs=6, learning_rate=0.03, select="best")) for seed in range(3)]
-    others, data = copied(members), examples(100, validation=40)
+    others, data = copied(members), examples(50, validation=40)
 
     train_together(members, data)
 
@@ -289,7 +289,7 @@ def test_one_member_that_fails_later_leaves_the_others_alone() -> None:
     sgd = {"optimizer": {"name": "sgd"}, "epochs": 30}
     weak, strong = {"penalty": "l2", "strength": 0.001}, {"penalty": "l2", "strength": 1.0}
     members = [member(course(0, weak, **sgd)), member(course(1, strong, **{**sgd, "learning_rate": 9.0}))]
-    others, data = copied(members), examples(40)
+    others, data = copied(members), examples(20)
 
     failures = train_together(members, data)
 

@@ -34,7 +34,7 @@ DIGITS = DatasetStore(None).load(DatasetName.DIGITS)
 MODEL = ModelSpec(channels=(2, 2, 4), hidden=8)
 
 
-def examples(count: int = 60, validation: int = 0, dtype: torch.dtype = torch.float64) -> Examples:
+def examples(count: int = 24, validation: int = 0, dtype: torch.dtype = torch.float64) -> Examples:
     """Double precision tells wrong arithmetic from rounding, which Adam blows up: it divides by what it divides."""
     whole = Placed().examples(DIGITS, 0, torch.device("cpu"))
     images, labels = scaled(whole.images[: count + validation]).to(dtype), whole.labels[: count + validation]
@@ -43,7 +43,7 @@ def examples(count: int = 60, validation: int = 0, dtype: torch.dtype = torch.fl
 
 def course(seed: int, penalty: Document | None = None, name: Any = "training", **settings: object) -> Course:
     """Settings of its own by its number, and a strength."""
-    given = {"seed": seed, "epochs": 2, "batch_size": 25, "learning_rate": 0.002 * (seed + 1), **settings}
+    given = {"seed": seed, "epochs": 2, "batch_size": 10, "learning_rate": 0.002 * (seed + 1), **settings}
     made = None
     if penalty is not None:
         made = TypeAdapter[Regularization](Regularization).validate_python({"strength": 0.01 * (seed + 1), **penalty})
