@@ -19,10 +19,10 @@ from app.contract.reference import CheckpointRef
 from app.contract.spec import ModelSpec
 from app.contract.training import Distillation, FineTuningSpec, Sgd
 from tests.engine.conftest import JOBS, Listener, Run, run
+from tests.engine.few import ALL, BATCH, FEW
 from tests.engine.measured import measured
 from tests.specs import Document, prune_spec, train_spec
 from worker.engine.augment import draw_shifts, shifted
-from worker.engine.data import DatasetStore
 from worker.engine.evaluate import evaluate
 from worker.engine.model import Cnn, fresh
 from worker.engine.objective import objective
@@ -31,8 +31,9 @@ from worker.engine.progress import Progress
 from worker.engine.seeding import generator
 from worker.engine.train import Examples, train
 
-DIGITS = DatasetStore(None).load(DatasetName.DIGITS)
+DIGITS = ALL.load(DatasetName.DIGITS)
 IMAGES, LABELS = DIGITS.train_images[:250], DIGITS.train_labels[:250]
+HALF = 720
 MODEL = ModelSpec(channels=(4, 4, 8), hidden=16)
 REF = CheckpointRef(job_id=JOBS["plain"])
 
@@ -117,15 +118,15 @@ def test_who_is_like_the_teacher_has_nothing_to_learn() -> None:
 
 def _teacher(**settings: Any) -> Cnn:
     network = fresh(MODEL, 0)
-    _train(network, _course(**settings), None, DIGITS.train_labels)
+    _train(network, _course(**settings), None, DIGITS.train_labels[:HALF])
     return network.eval().requires_grad_(False)
 
 
 def test_with_all_weight_on_the_teacher_wrong_labels_do_no_harm() -> None:
-    quick = {"epochs": 3, "learning_rate": 0.01, "batch_size": 50}
+    quick = {"epochs": 3, "learning_rate": 0.01, "batch_size": 25}
     teacher = _teacher(**quick)
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    shuffled = DIGITS.train_labels[torch.randperm(len(DIGITS.train_labels), generator=generator(0, "wrong"))]
+    shuffled = DIGITS.train_labels[torch.randperm(HALF, generator=generator(0, "wrong"))]
     found = []
     for distillation in (_distillation(weight=1), None):
         student = fresh(ModelSpec(channels=(3, 3, 6), hidden=10), 1)
@@ -150,15 +151,16 @@ def test_a_pruned_network_learns_from_the_dense_one_of_its_chain(plain: Run, tmp
     inputs = {JOBS["plain"]: plain.folder}
     schedule = {"name": "gradual", "end_epoch": 1, "every_steps": 5}
     pruning = {"method": "magnitude", "keep": 500, "schedule": schedule}
-    spec = prune_spec(JOBS["plain"], dataset={"name": "digits"}, pruning=pruning, histogram={"tensors": []})
+    spec = prune_spec(JOBS["plain"], dataset={"name": "digits"}, pruning=pruning)
     spec["source"] = {"job_id": JOBS["plain"]}
-    tuning = {"epochs": 2, "learning_rate": 0.005}
-    alone = run({**spec, "fine_tuning": tuning}, tmp_path / "alone", inputs)
+    tuning = {"epochs": 2, "learning_rate": 0.005, "batch_size": BATCH}
+    alone = run({**spec, "fine_tuning": tuning}, tmp_path / "alone", inputs, datasets=FEW)
 
     taught = run(
         {**spec, "fine_tuning": {**tuning, "distillation": _taught_by("plain", "dense.safetensors")}},
         tmp_path / "taught",
         inputs,
+        datasets=FEW,
     )
 
     names = ("model.safetensors", "dense.safetensors")
@@ -178,12 +180,10 @@ def test_training_and_fine_tuning_have_teachers_of_their_own_of_any_widths(
 
     def taught_by(*teachers: Document | None) -> Document:
         training, tuning = ({"epochs": 1, "distillation": each} for each in teachers)
-        return train_spec(
-            model={"channels": [3, 2, 5], "hidden": 7}, training=training, fine_tuning=tuning, histogram={"tensors": []}
-        )
+        return train_spec(model={"channels": [3, 2, 5], "hidden": 7}, training=training, fine_tuning=tuning)
 
-    both = run(taught_by(first, second), tmp_path / "both", inputs)
-    others = [measured(taught_by(*each), tmp_path, inputs) for each in ((first, None), (second, first))]
+    both = run(taught_by(first, second), tmp_path / "both", inputs, datasets=FEW)
+    others = [measured(taught_by(*each), tmp_path, inputs, datasets=FEW) for each in ((first, None), (second, first))]
 
     assert len(both.manifest.receipt.inputs) == 2
     dense = [load_file(both.folder / "dense.safetensors"), *(each.progress.dense or {} for each in others)]

@@ -17,15 +17,15 @@ from app.contract.datasets import DatasetName
 from app.contract.network import MNIST_SHAPE, DataShape, layer_positions
 from app.contract.spec import ModelSpec
 from tests.engine.conftest import Run
+from tests.engine.few import ALL
 from worker.engine.compact import build, load
-from worker.engine.data import DatasetStore
 from worker.engine.evidence import class_reports, exports, refuse_disagreement
 from worker.engine.model import Cnn, fresh
 from worker.engine.onnx_graph import check, plain_model
 from worker.engine.pixels import scaled
 from worker.engine.unpack import unpack
 
-DIGITS = DatasetStore(None).load(DatasetName.DIGITS)
+DIGITS = ALL.load(DatasetName.DIGITS)
 IMAGES = scaled(DIGITS.test_images)
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from app.contract.result import CompareResult, NetworkResult
 from tests.engine.conftest import JOBS, Run, run
+from tests.engine.few import FEW
 from tests.specs import compare_spec, prune_spec, train_spec
 from worker.engine.errors import InvalidCheckpoint, InvalidInput
 
@@ -83,20 +84,26 @@ def test_metrics_have_a_line_an_epoch(plain: Run) -> None:
 
 
 def test_without_pruning_both_checkpoints_are_the_same(tmp_path: Path) -> None:
-    untouched = run(train_spec(pruning=None), tmp_path / "out")
+    untouched = run(train_spec(pruning=None, histogram={"tensors": ["fc2.weight"]}), tmp_path / "out", datasets=FEW)
 
     dense, model = (untouched.folder / f"{name}.safetensors" for name in ("dense", "model"))
     assert dense.read_bytes() == model.read_bytes()
     assert untouched.report.accuracy_after == untouched.report.accuracy_before
     assert (untouched.report.threshold, untouched.report.total.eligible) == (None, 0)
-    assert all(entry.after is None for entry in untouched.histogram.tensors)
+    assert [entry.after for entry in untouched.histogram.tensors] == [None]
 
 
-def test_without_tensors_to_draw_there_is_no_picture(tmp_path: Path) -> None:
-    plainer = run(train_spec(histogram={"tensors": []}), tmp_path / "out")
+@pytest.fixture(scope="module")
+def went_on(plain: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A training from the plain run's dense network, without pruning and with no tensors to draw."""
+    initial = {"job_id": JOBS["plain"], "artifact": "dense.safetensors"}
+    spec = train_spec(initial=initial, pruning=None, histogram={"tensors": []})
+    return run(spec, tmp_path_factory.mktemp("went_on") / "out", {JOBS["plain"]: plain.folder})
 
-    assert "histogram.png" not in _names(plainer)
-    assert plainer.histogram.tensors == ()
+
+def test_without_tensors_to_draw_there_is_no_picture(went_on: Run) -> None:
+    assert "histogram.png" not in _names(went_on)
+    assert went_on.histogram.tensors == ()
 
 
 def test_running_statistics_are_never_pruned(pruned_again: Run) -> None:
@@ -113,11 +120,7 @@ def test_a_pruning_of_the_dense_network_starts_where_the_training_ended(plain: R
     assert (pruned_again.report.channels, pruned_again.report.hidden) == ((4, 4, 8), 16)
 
 
-def test_a_training_goes_on_from_a_checkpoint(plain: Run, tmp_path: Path) -> None:
-    initial = {"job_id": JOBS["plain"], "artifact": "dense.safetensors"}
-
-    went_on = run(train_spec(initial=initial, pruning=None), tmp_path / "out", {JOBS["plain"]: plain.folder})
-
+def test_a_training_goes_on_from_a_checkpoint(plain: Run, went_on: Run) -> None:
     first, *_ = [data for kind, data in went_on.heard.records if kind == "epoch"]
     *_, last = [data for kind, data in plain.heard.records if kind == "epoch"]
     assert first["loss"] < last["loss"]  # type: ignore[operator]

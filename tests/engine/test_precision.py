@@ -15,9 +15,9 @@ from app.contract.datasets import DatasetName
 from app.contract.spec import ModelSpec
 from app.contract.training import Precision, TrainingSpec
 from tests.engine.conftest import Listener, run
+from tests.engine.few import ALL
 from tests.specs import train_spec
 from worker.engine import device, resume
-from worker.engine.data import DatasetStore
 from worker.engine.errors import DeviceUnavailable
 from worker.engine.evaluate import evaluate
 from worker.engine.model import Cnn, fresh
@@ -28,7 +28,7 @@ from worker.engine.resume import TrainingState
 from worker.engine.seeding import reproducible
 from worker.engine.train import Examples, train
 
-DIGITS = DatasetStore(None).load(DatasetName.DIGITS)
+DIGITS = ALL.load(DatasetName.DIGITS)
 EXAMPLES = Examples(
     DIGITS.train_images[:250], DIGITS.train_labels[:250], DIGITS.train_images[:0], DIGITS.train_labels[:0]
 )

@@ -10,13 +10,13 @@ from app.contract.pruning import WEIGHT_MATRICES, share_of
 from app.contract.report import Sensitivity
 from app.contract.spec import SensitivitySpec
 from tests.engine.conftest import JOBS, Listener, Run, run
+from tests.engine.few import ALL, FEW
 from tests.specs import prune_spec, train_spec
-from worker.engine.data import DatasetStore
 from worker.engine.evaluate import evaluate
 from worker.engine.model import Cnn
 from worker.engine.sensitivity import sensitivity
 
-DIGITS = DatasetStore(None).load(DatasetName.DIGITS)
+DIGITS = ALL.load(DatasetName.DIGITS)
 
 
 def _network(folder: Path) -> Cnn:
@@ -62,15 +62,15 @@ def test_the_network_stays_as_it_was(plain: Run) -> None:
 def test_it_is_of_the_network_before_its_pruning_on_images_that_choose_nothing(plain: Run, tmp_path: Path) -> None:
     wanted = {"sparsities": [0.5, 0.99]}
     on_test = prune_spec(JOBS["plain"], dataset={"name": "digits"}, sensitivity=wanted)
-    told = run(on_test, tmp_path / "prune", {JOBS["plain"]: plain.folder})
+    told = run(on_test, tmp_path / "prune", {JOBS["plain"]: plain.folder}, datasets=FEW)
 
-    assert (_read(told).images, _read(told).count) == ("test", 360)
+    assert (_read(told).images, _read(told).count) == ("test", 100)
     assert _read(told).accuracy == told.report.accuracy_before.accuracy
     assert (told.folder / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
 
-    dataset = {"name": "digits", "validation_images": 200}
-    validated = run(train_spec(dataset=dataset, sensitivity=wanted), tmp_path / "train")
-    assert (_read(validated).images, _read(validated).count) == ("validation", 200)
+    dataset = {"name": "digits", "validation_images": 60}
+    validated = run(train_spec(dataset=dataset, sensitivity=wanted), tmp_path / "train", datasets=FEW)
+    assert (_read(validated).images, _read(validated).count) == ("validation", 60)
 
 
 def test_progress_is_of_the_whole(plain: Run) -> None:

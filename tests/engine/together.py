@@ -16,8 +16,8 @@ from app.contract.datasets import DatasetName
 from app.contract.spec import ModelSpec
 from app.contract.training import FineTuningSpec, Regularization
 from tests.engine.conftest import Listener
+from tests.engine.few import ALL
 from tests.specs import Document
-from worker.engine.data import DatasetStore
 from worker.engine.model import fresh
 from worker.engine.observer import Observer
 from worker.engine.pixels import scaled
@@ -30,7 +30,7 @@ from worker.engine.seeding import generator
 from worker.engine.together import Member, train_together
 from worker.engine.train import Examples, train
 
-DIGITS = DatasetStore(None).load(DatasetName.DIGITS)
+DIGITS = ALL.load(DatasetName.DIGITS)
 MODEL = ModelSpec(channels=(2, 2, 4), hidden=8)
 
 
