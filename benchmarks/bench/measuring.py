@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -56,6 +54,9 @@ def seconds(work: Callable[[], object]) -> Callable[[], float]:
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """PyTorch's, for all that is measured within."""
+    # Imported here: it takes seconds, and not every process that measures needs it.
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
