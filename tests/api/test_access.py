@@ -84,7 +84,7 @@ def refused_keys(idle_service: Stack) -> dict[str, str | None]:
 
 @pytest.fixture
 def anybody(idle_service: Stack) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=idle_service.url, timeout=30, trust_env=False) as client:
+    with httpx.Client(base_url=idle_service.url, timeout=30, trust_env=False, verify=False) as client:
         yield client
 
 

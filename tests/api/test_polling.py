@@ -97,7 +97,9 @@ def test_hundreds_wait_without_a_thread_each(idle_service: Stack, newcomer: http
     headers = {"Authorization": newcomer.headers["Authorization"]}
     limits = httpx.Limits(max_connections=HUNDREDS)
     with (
-        httpx.Client(base_url=idle_service.url, headers=headers, timeout=60, trust_env=False, limits=limits) as many,
+        httpx.Client(
+            base_url=idle_service.url, headers=headers, timeout=60, trust_env=False, verify=False, limits=limits
+        ) as many,
         ThreadPoolExecutor(HUNDREDS) as pool,
     ):
         polls = [pool.submit(many.get, waiting["links"]["self"], params={"wait": 30}) for _ in range(HUNDREDS)]
