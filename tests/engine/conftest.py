@@ -84,7 +84,7 @@ def l1(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="session")
 def pruned_again(plain: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The plain run's dense network, pruned harder."""
-    spec = prune_spec(JOBS["plain"], histogram={}, dataset={"name": "digits"})
+    spec = prune_spec(JOBS["plain"], histogram={"tensors": ["fc2.weight"]}, dataset={"name": "digits"})
     return run(spec, tmp_path_factory.mktemp("engine") / "pruned", {JOBS["plain"]: plain.folder})
 
 
