@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -51,6 +52,12 @@ def file_sha256(path: Path) -> str:
 
 def versions() -> dict[str, str]:
     """Of Python and of every installed package that had a hand in the result."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> Mapping[str, str]:
+    # Looked up once a process: a package's whole metadata are read for it.
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
