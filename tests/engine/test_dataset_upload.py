@@ -6,6 +6,8 @@ import gzip
 import io
 import stat
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 import zlib
@@ -286,6 +288,11 @@ def test_a_zip_is_measured_by_what_comes_out_of_it(tmp_path: Path) -> None:
 
 def _spec(files: list[UploadedFile]) -> DatasetImportSpec:
     return DatasetImportSpec(kind="dataset", files=tuple(files), size=1, sha256="0" * 64)
+
+
+def test_the_process_that_reads_it_does_without_pytorch() -> None:
+    script = "import sys, worker.engine.dataset_upload; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_what_another_process_refuses_reaches_whoever_asked(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import psutil
-import torch
 
 from worker.engine.errors import DiskFull, EngineError, InvalidCheckpoint, InvalidDataset, OutOfMemory, translated
 
@@ -35,7 +34,7 @@ _BY_ITS_CONTENT = {signal.SIGXCPU, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS
 
 
 class Limits(NamedTuple):
-    """Time of the processor and memory are beyond what the process has had when PyTorch is there."""
+    """Time of the processor and memory are beyond what the process has had when its libraries are there."""
 
     cpu_seconds: int
     wall_seconds: float
@@ -119,7 +118,7 @@ def _of(error: EngineError) -> dict[str, str]:
 
 def _end_with(parent: int) -> None:
     """The parent can kill this process, but not when it is killed itself: from now on the kernel does. One that went
-    while PyTorch was being imported is noticed here."""
+    while libraries were being imported is noticed here."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -128,7 +127,6 @@ def _end_with(parent: int) -> None:
 
 def _limit(limits: Limits) -> None:
     """Only now: what importing PyTorch takes is no measure of the file."""
-    torch.set_num_threads(1)
     # Of the two limits on time, the first one's signal tells which it was; the second kills.
     _lower(resource.RLIMIT_CPU, math.ceil(time.process_time()) + limits.cpu_seconds, grace=5)
     _lower(resource.RLIMIT_AS, psutil.Process().memory_info().vms + limits.memory_bytes)

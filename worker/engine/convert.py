@@ -99,4 +99,5 @@ def _word(dtype: torch.dtype) -> str:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     apart.carry_out(lambda arguments: convert(*map(Path, arguments)), InvalidCheckpoint)

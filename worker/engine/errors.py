@@ -16,11 +16,10 @@ EngineError
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
-
-import torch
 
 from app.contract.failure import FailureCode
 
@@ -89,11 +88,11 @@ def translated() -> Iterator[None]:
     """The engine's border: exhausted memory and disks come out as errors of the engine, all else untouched."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(_OUT_OF_MEMORY.format(place="GPU")) from error
     except MemoryError as error:
         raise OutOfMemory(_OUT_OF_MEMORY.format(place="worker")) from error
     except RuntimeError as error:
+        if _is_of_the_gpu(error):
+            raise OutOfMemory(_OUT_OF_MEMORY.format(place="GPU")) from error
         if any(words in str(error) for words in _CPU_ALLOCATOR_WORDS):
             raise OutOfMemory(_OUT_OF_MEMORY.format(place="worker")) from error
         raise
@@ -101,3 +100,9 @@ def translated() -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull("no space left for the artifacts: free space on the worker, then submit again") from error
         raise
+
+
+def _is_of_the_gpu(error: RuntimeError) -> bool:
+    # Not imported here: a process that only reads data sets does without PyTorch, which takes seconds and 200 MB.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
