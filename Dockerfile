@@ -23,6 +23,8 @@ FROM base AS api
 COPY migrations migrations/
 COPY worker worker/
 COPY app app/
+# Whoever runs it may not write there.
+RUN python -m compileall -q app migrations worker
 USER secateur
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
@@ -35,6 +37,7 @@ RUN pip install -c constraints.txt '.[worker,otel]'
 COPY migrations migrations/
 COPY worker worker/
 COPY app app/
+RUN python -m compileall -q app migrations worker
 USER secateur
 # The first sign of life comes once torch is imported.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=120s CMD ["python", "-m", "worker.health"]
