@@ -104,6 +104,7 @@ class Attempt:
             observer=Reporter(self._heart, self._trace, spec, self._keeper()),
             recovery=Recovery(claim.attempt, tuple(self._folder / each.name for each in self._checkpoints)),
             placed=placed,
+            latency_seconds=self._runtime.latency_seconds,
         )
         self._heart.enter(Phase.PUBLISHING)
         self._trace.enter(Phase.PUBLISHING)

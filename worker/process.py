@@ -49,6 +49,7 @@ class JobProcess:
             heartbeat_seconds=settings.heartbeat_seconds,
             lease_seconds=settings.lease_seconds,
             checkpoint_seconds=settings.checkpoint_seconds,
+            latency_seconds=settings.latency_seconds,
             max_running=settings.limits.max_running,
             wake=self._queue.wake,
             remind=self._queue.remind,

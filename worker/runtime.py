@@ -24,6 +24,7 @@ class Runtime:
     heartbeat_seconds: float
     lease_seconds: float
     checkpoint_seconds: float
+    latency_seconds: float
     max_running: int
     """Of a tenant without a cap of its own."""
     wake: Callable[[str], object]

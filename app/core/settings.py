@@ -65,6 +65,8 @@ class Settings(BaseSettings):
     """The most members of a sweep that a worker trains at once; 1 is none together."""
     worker_together_on: Literal["gpu", "any"] = "gpu"
     """Where: `any` is also on the CPU, which is worth it for very small networks alone."""
+    latency_seconds: Annotated[float, Field(ge=0, le=60)] = 2.0
+    """For how long at most a network's latency is measured, at each batch size."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @model_validator(mode="before")

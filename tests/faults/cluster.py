@@ -29,6 +29,7 @@ SETTINGS = {
     "SECATEUR_WATCHDOG_SECONDS": "15",
     "SECATEUR_WORKER_THREADS": "1",
     "SECATEUR_WORKER_TOGETHER": "1",
+    "SECATEUR_LATENCY_SECONDS": "0",
 }
 """Settings under which a fault and its remedy take seconds, and members of a sweep come to the bits of each alone."""
 

@@ -31,6 +31,7 @@ def runtime(sessions: sessionmaker[Session], tmp_path: Path) -> Runtime:
         heartbeat_seconds=0.05,
         lease_seconds=30,
         checkpoint_seconds=30,
+        latency_seconds=0,
         max_running=UNLIMITED,
         wake=lambda _: None,
         remind=lambda _: None,

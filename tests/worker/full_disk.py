@@ -23,7 +23,7 @@ def main(url: str, folder: Path, job_id: str, *, fill: bool) -> None:
         threading.Thread(target=_fill, args=(folder, store.checkpoints(job_id)), daemon=True).start()
     sessions = make_sessions(engine)
     told = (_nobody, _nobody, _nobody)
-    run_job(job_id, Runtime("w/1", sessions, store, DatasetStore(None), 0.05, 30, 30, UNLIMITED, *told))
+    run_job(job_id, Runtime("w/1", sessions, store, DatasetStore(None), 0.05, 30, 30, 0, UNLIMITED, *told))
     with sessions() as session:
         for ended in sweep.untidied(session):
             store.tidy(ended.job_id, ended.attempt, ended.checkpoints)

@@ -51,11 +51,12 @@ def parameters_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def network_files(
-    spec: TrainSpec | PruneSpec, outcome: Outcome, history: Sequence[EpochMetrics]
+    spec: TrainSpec | PruneSpec, outcome: Outcome, history: Sequence[EpochMetrics], latency_seconds: float
 ) -> tuple[Report, dict[str, bytes]]:
     """The report, and every file but the manifest; `history` is empty when nothing was trained."""
     dense, pruned = to_safetensors(outcome.before), to_safetensors(outcome.after)
-    exported = exports(outcome.model, outcome.shape, outcome.before, outcome.after, outcome.probes)
+    before, after = outcome.before, outcome.after
+    exported = exports(outcome.model, outcome.shape, before, after, outcome.probes, seconds=latency_seconds)
     report = _report(spec, outcome, exported, size_report(dense, pruned, exported.files))
     counted = _histogram(spec, outcome, report)
     files = {

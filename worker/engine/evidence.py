@@ -23,7 +23,7 @@ BATCHES = {1: 200, 64: 50}
 """Batch sizes that latency is measured at, and runs of each model."""
 
 SECONDS = 2.0
-"""For each batch size at most."""
+"""For each batch size at most, unless told otherwise."""
 
 TOLERANCE = 1e-3
 """Of the largest logit: rounding stays a hundred times below it, a wrong graph far above. A network that is itself ill
@@ -46,10 +46,16 @@ class Exports:
 
 @torch.no_grad()
 def exports(
-    model: ModelSpec, shape: DataShape, dense: Mapping[str, Tensor], state: Mapping[str, Tensor], probes: Tensor
+    model: ModelSpec,
+    shape: DataShape,
+    dense: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    probes: Tensor,
+    *,
+    seconds: float = SECONDS,
 ) -> Exports:
     """Of the network `state`, whose widths are those of `model`, for images of that shape, on the CPU; `dense` is what
-    latency is told against.
+    latency is told against, measured for so many seconds at each batch size at most.
 
     Every ONNX model is run against PyTorch first, on the images `probes`. Raises RuntimeError when they disagree, which
     is a bug.
@@ -84,7 +90,7 @@ def exports(
             macs_effective=small.macs_effective,
             differences=differences,
         ),
-        _latency({"dense": onnx["dense"], "compact": onnx["compact"]}, shape),
+        _latency({"dense": onnx["dense"], "compact": onnx["compact"]}, shape, seconds),
     )
 
 
@@ -109,11 +115,11 @@ def refuse_disagreement(differences: Mapping[str, float], network: nn.Module, im
             raise RuntimeError(f"{name} computes another function: logits differ by {difference} of {largest}")
 
 
-def _latency(models: Mapping[str, bytes], shape: DataShape) -> LatencyReport:
+def _latency(models: Mapping[str, bytes], shape: DataShape, seconds: float) -> LatencyReport:
     """On one thread: what a small network is served with, and what other load on the machine disturbs least."""
     measured = []
     for batch, runs in BATCHES.items():
-        for name, found in latencies(models, batch, shape, threads=1, runs=runs, seconds=SECONDS).items():
+        for name, found in latencies(models, batch, shape, threads=1, runs=runs, seconds=seconds).items():
             measured.append(Latency(model=name, batch=batch, **found._asdict()))
     cpu = device.name_of(torch.device("cpu"))
     return LatencyReport(

@@ -36,7 +36,7 @@ from worker.engine.compare import comparison_files, read_jobs
 from worker.engine.data import Dataset, DatasetStore, digest
 from worker.engine.dataset_upload import read_apart
 from worker.engine.errors import InvalidCheckpoint, translated
-from worker.engine.evidence import PROBES
+from worker.engine.evidence import PROBES, SECONDS
 from worker.engine.execute import AFTER, BEFORE, PRUNED, Candidate, Steps, execute
 from worker.engine.export import file_sha256, publish
 from worker.engine.frontier import MemberJob, frontier_files, read_frontier, result_of
@@ -81,6 +81,8 @@ class Given(TypedDict, total=False):
     observer: Observer
     recovery: Recovery
     """A training goes on from the newest checkpoint of it that is whole."""
+    latency_seconds: float
+    """For how long at most latency is measured, at each batch size."""
 
 
 def run(spec: StoredSpec, **given: Unpack[Given]) -> Result:
@@ -102,11 +104,13 @@ def steps(
     observer: Observer = _SILENT,
     recovery: Recovery = _FRESH,
     placed: Placed | None = None,
+    latency_seconds: float = SECONDS,
 ) -> Steps[Result]:
     """The same for `carry_out`, which does the trainings. Runs that may be trained together share `placed`."""
     memory.keep_freed()
     with translated():
-        at = Workplace(torch.device("cpu"), datasets, inputs, out, observer, recovery, placed or Placed())
+        on_cpu, shared = torch.device("cpu"), placed or Placed()
+        at = Workplace(on_cpu, datasets, inputs, out, observer, recovery, shared, latency_seconds)
         if isinstance(spec, UploadSpec):
             if upload is None:
                 raise ValueError("an import needs the file that was uploaded")
@@ -247,7 +251,7 @@ def _publish(
         predictions_after=predictions[last],
         sensitivity=told,
     )
-    report, files = network_files(spec, outcome, progress.history)
+    report, files = network_files(spec, outcome, progress.history, at.latency_seconds)
     if spec.pruning is not None:
         at.observer.record("pruned", report.total.model_dump(mode="json", include=_PRUNED_FACTS))
     course = spec.training if isinstance(spec, TrainSpec) else spec.fine_tuning

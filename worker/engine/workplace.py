@@ -35,6 +35,7 @@ class Workplace:
     observer: Observer
     recovery: Recovery
     placed: Placed
+    latency_seconds: float
     started: float = field(default_factory=time.perf_counter)
 
     @property
