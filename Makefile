@@ -16,6 +16,9 @@ JOBS ?= 80
 FAULTS ?= 100
 EXAMPLES ?= 200
 
+# Whoever wants no bytecode would have each of the tests' processes compile all of it anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test acceptance bench chaos fuzz frontier recount lint types openapi up clean
 
