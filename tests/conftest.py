@@ -182,6 +182,16 @@ def mnist_dir() -> Path | None:
     return Path(folder).absolute() if folder else None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """With `--dist loadfile`."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from tests.spreading import BySharing
+
+    return BySharing(config, log)
+
+
 def pytest_report_header() -> str:
     return f"data set of the experiment: {'mnist' if os.environ.get('TEST_DATA_DIR') else 'digits'}"
 
