@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +18,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import Row, TextClause, text
+from sqlalchemy import Connection, Engine, Row, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.contract.status import Phase, Status
@@ -29,10 +28,15 @@ from app.db.moves import NewEvent
 from tests.db.conftest import FAILURE, FILE, Jobs
 
 MAX_ATTEMPTS = 3
-# Of all jobs at once, and of each no more than is looked at: the looks are most of the work here, the moves are few.
-_ROWS = text("SELECT id, status, events, attempt, retries, crashes FROM jobs WHERE id = ANY(:ids)")
-_EVENTS = text("SELECT job_id, seq, type, retry FROM job_events WHERE job_id = ANY(:ids) ORDER BY job_id, seq")
-_PUBLISHED = text("SELECT job_id FROM job_artifacts WHERE job_id = ANY(:ids)")
+# All jobs at once, and of each no more than is looked at: the looks are most of the work here, the moves are few.
+_LOOK = text("""
+    SELECT id, status, events, attempt, retries, crashes, sources,
+        ARRAY(SELECT seq FROM job_events WHERE job_id = jobs.id ORDER BY seq) AS seqs,
+        ARRAY(SELECT type FROM job_events WHERE job_id = jobs.id ORDER BY seq) AS types,
+        ARRAY(SELECT retry FROM job_events WHERE job_id = jobs.id ORDER BY seq) AS of_retries,
+        EXISTS (SELECT FROM job_artifacts WHERE job_id = jobs.id) AS is_published
+    FROM jobs
+""")
 
 DEADLINES = ["lease_expires_at", "queue_deadline", "runtime_deadline", "cancel_deadline"]
 
@@ -41,6 +45,7 @@ class Lives(RuleBasedStateMachine):
     """A few jobs, the attempts that ever had one of them, and whoever moves them."""
 
     sessions: sessionmaker[Session]
+    looking: Connection
 
     ids = Bundle("ids")
     held = Bundle("held")
@@ -50,33 +55,21 @@ class Lives(RuleBasedStateMachine):
         super().__init__()
         self.made = Jobs(self.sessions)
         self.known: dict[str, Status] = {}
+        self.looking.execute(text("TRUNCATE jobs CASCADE"))  # of the run before: sweepers would go through them, too
 
     @contextmanager
-    def moving(self, job_id: str | None = None) -> Iterator[Session]:
+    def moving(self) -> Iterator[Session]:
+        """One move of each job at most: more would have to be looked at one by one."""
         with self.sessions.begin() as session:
             yield session
-        self._check({job_id} if job_id else set(self.known))
 
-    def _check(self, job_ids: set[str]) -> None:
-        rows = self._rows()
-        for job_id in job_ids:
-            before, now = self.known[job_id], Status(rows[job_id].status)
+    def _look(self) -> Mapping[str, Row[Any]]:
+        rows = {row.id: row for row in self.looking.execute(_LOOK)}
+        for job_id, before in self.known.items():
+            now = Status(rows[job_id].status)
             assert now == before or before.may_become(now)
             self.known[job_id] = now
-
-    def _rows(self) -> Mapping[str, Row[Any]]:
-        return {row.id: row for row in self._found(_ROWS)}
-
-    def _logs(self) -> Mapping[str, Sequence[Row[Any]]]:
-        logs = defaultdict[str, list[Row[Any]]](list)
-        for event in self._found(_EVENTS):
-            logs[event.job_id].append(event)
-        return logs
-
-    def _found(self, query: TextClause) -> Sequence[Row[Any]]:
-        """Of the jobs of this run: the database keeps those of the runs before."""
-        with self.sessions() as session:
-            return session.execute(query, {"ids": [*self.known]}).all()
+        return rows
 
     @rule(target=ids)
     def submit(self) -> str:
@@ -92,7 +85,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(target=held, job_id=ids)
     def claim(self, job_id: str) -> object:
-        with self.moving(job_id) as session:
+        with self.moving() as session:
             claim = attempts.claim(session, job_id, owner="w/1", lease_seconds=60)
         return (job_id, claim.attempt) if claim else multiple()
 
@@ -100,7 +93,7 @@ class Lives(RuleBasedStateMachine):
     def beat(self, attempt: tuple[str, int], step: int) -> None:
         job_id, number = attempt
         was_last = self._owns(job_id, number)
-        with self.moving(job_id) as session:
+        with self.moving() as session:
             status = attempts.beat(
                 session,
                 job_id,
@@ -117,7 +110,7 @@ class Lives(RuleBasedStateMachine):
     def finish(self, attempt: tuple[str, int], end: str) -> None:
         job_id, number = attempt
         was_last = self._owns(job_id, number)
-        with self.moving(job_id) as session:
+        with self.moving() as session:
             if end == "succeed":
                 status = attempts.succeed(session, job_id, number, result={"kind": "train"}, files=[FILE])
             elif end == "fail":
@@ -134,12 +127,12 @@ class Lives(RuleBasedStateMachine):
 
     @rule(job_id=ids)
     def cancel(self, job_id: str) -> None:
-        with self.moving(job_id) as session:
+        with self.moving() as session:
             jobs.request_cancel(session, job_id, "default")
 
     @rule(job_id=ids)
     def retry(self, job_id: str) -> None:
-        with self.moving(job_id) as session:
+        with self.moving() as session:
             jobs.retry(session, job_id, "default")
 
     @rule(job_id=ids, deadline=st.sampled_from(DEADLINES))
@@ -161,13 +154,15 @@ class Lives(RuleBasedStateMachine):
     def settle_sweeps(self) -> None:
         with self.moving() as session:
             members.cancel_overdue(session)
+        rows = self._look()
         with self.sessions() as session:
             found = members.unsettled(session)
         for sweep_id in found:
             with self.moving() as session:
                 members.settle(session, sweep_id)
+            rows = self._look()
         for job_id in [each for each, status in self.known.items() if status is Status.WAITING]:
-            assert not all(self.known[each].is_terminal for each in self.made.row(job_id).sources)
+            assert not all(self.known[each].is_terminal for each in rows[job_id].sources)
 
     @rule(job_id=ids)
     def retry_sweep(self, job_id: str) -> None:
@@ -183,26 +178,35 @@ class Lives(RuleBasedStateMachine):
 
     @invariant()
     def logs_are_whole_and_rows_agree_with_them(self) -> None:
-        rows, logs = self._rows(), self._logs()
-        published = {row.job_id for row in self._found(_PUBLISHED)}
+        rows = self._look()
         for job_id, status in self.known.items():
-            row, events = rows[job_id], logs[job_id]
-            assert [event.seq for event in events] == list(range(1, row.events + 1))
-            ends = [event.retry for event in events if event.type in list(Status) and Status(event.type).is_terminal]
+            row = rows[job_id]
+            log = list(zip(row.types, row.of_retries, strict=True))
+            assert row.seqs == list(range(1, row.events + 1))
+            ends = [retry for type_, retry in log if type_ in list(Status) and Status(type_).is_terminal]
             assert ends == sorted(set(ends))
             assert len(ends) == row.retries + status.is_terminal
-            assert sum(event.type == Status.RUNNING for event in events) == row.attempt
-            assert (job_id in published) == (status is Status.SUCCEEDED)
+            assert row.types.count(Status.RUNNING) == row.attempt
+            assert row.is_published == (status is Status.SUCCEEDED)
             assert row.crashes < MAX_ATTEMPTS
 
 
-def test_no_order_of_moves_leads_astray(sessions: sessionmaker[Session]) -> None:
+@pytest.fixture
+def lives(sessions: sessionmaker[Session]) -> Iterator[type[Lives]]:
     class Here(Lives):
         pass
 
-    Here.sessions = sessions
+    engine = sessions.kw["bind"]
+    assert isinstance(engine, Engine)
+    # A look is one statement, without a transaction around it.
+    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as looking:
+        Here.sessions, Here.looking = sessions, looking
+        yield Here
+
+
+def test_no_order_of_moves_leads_astray(lives: type[Lives]) -> None:
     run_state_machine_as_test(
-        Here,
+        lives,
         settings=settings(
             max_examples=40,
             stateful_step_count=40,
@@ -214,15 +218,11 @@ def test_no_order_of_moves_leads_astray(sessions: sessionmaker[Session]) -> None
 
 
 @pytest.mark.parametrize("broken", ["UPDATE jobs SET events = events + 1", "UPDATE jobs SET attempt = attempt + 1"])
-def test_the_machine_notices_a_row_that_disagrees_with_its_log(sessions: sessionmaker[Session], broken: str) -> None:
-    class Here(Lives):
-        pass
-
-    Here.sessions = sessions
-    machine = Here()
+def test_the_machine_notices_a_row_that_disagrees_with_its_log(lives: type[Lives], broken: str) -> None:
+    machine = lives()
     machine.submit()
     machine.logs_are_whole_and_rows_agree_with_them()
-    with sessions.begin() as session:
+    with machine.sessions.begin() as session:
         session.execute(text(broken))
     with pytest.raises(AssertionError):
         machine.logs_are_whole_and_rows_agree_with_them()
