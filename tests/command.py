@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 LIBRARIES = (
-    *("httpx", "psycopg", "pydantic", "pydantic_settings", "rich.console", "rich.progress", "rich.table"),
+    *("alembic.command", "alembic.runtime.migration", "httpx", "opentelemetry.trace", "psutil", "psycopg", "pydantic"),
+    *("pydantic_settings", "redis", "rich.console", "rich.progress", "rich.table"),
     *("sqlalchemy.dialects.postgresql", "sqlalchemy.orm", "typer", "yaml"),
 )
 
