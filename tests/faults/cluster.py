@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 import psutil
@@ -16,8 +18,10 @@ import redis
 
 from app.local import Stack
 from app.queue import QUEUE, Queue
+from tests.engine.measured import measured
 from tests.specs import Document, ended, read, submit, train_spec
 from tests.waiting import wait_until
+from worker.engine.checkpoint import to_safetensors
 
 LEASE_SECONDS = 4.0
 SWEEP_SECONDS = 2.0
@@ -33,15 +37,33 @@ SETTINGS = {
 }
 """Settings under which a fault and its remedy take seconds, and members of a sweep come to the bits of each alone."""
 
-FIVE_EPOCHS = train_spec(
-    model={"architecture": "cnn", "channels": [16, 16, 32], "hidden": 300},
-    training={"epochs": 5},
-    regularization={"penalty": "l1"},
-)
+
+def training(epochs: int) -> Document:
+    """Of which each epoch takes a while."""
+    return train_spec(
+        model={"architecture": "cnn", "channels": [16, 16, 32], "hidden": 300},
+        training={"epochs": epochs},
+        regularization={"penalty": "l1"},
+    )
+
+
+FIVE_EPOCHS = training(5)
 STEPS = 15
 """Of an epoch of digits."""
 
 ENDLESS = train_spec(training={"epochs": 1000})
+
+
+def undisturbed_model(spec: Document) -> str:
+    """sha256 of the model that a training comes to when nothing happens: it needs no service for that."""
+    return _undisturbed_model(json.dumps(spec))
+
+
+@cache
+def _undisturbed_model(spec: str) -> str:
+    with TemporaryDirectory() as folder:
+        run = measured(json.loads(spec), Path(folder))
+    return hashlib.sha256(to_safetensors(run.state)).hexdigest()
 
 
 def _names(folder: Path) -> list[str]:

@@ -7,8 +7,7 @@ import pytest
 
 from app.local import Stack, stack
 from tests import speaking
-from tests.faults.cluster import FIVE_EPOCHS, SETTINGS, Cluster
-from tests.specs import finished
+from tests.faults.cluster import FIVE_EPOCHS, SETTINGS, Cluster, undisturbed_model
 
 WORKERS = 2
 
@@ -41,6 +40,6 @@ def cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(shared_cluster: Cluster) -> str:
+def undisturbed() -> str:
     """sha256 of the model of FIVE_EPOCHS when nothing happens."""
-    return shared_cluster.model_sha256(finished(shared_cluster.http, FIVE_EPOCHS))
+    return undisturbed_model(FIVE_EPOCHS)

@@ -35,29 +35,26 @@ def _is_gone(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_killed_job_process_takes_its_converter_along_and_the_next_attempt_has_its_own(cluster: Cluster) -> None:
+def test_an_import_goes_on_when_its_process_is_killed_and_when_its_worker_goes_and_no_converter_is_left(
+    cluster: Cluster,
+) -> None:
     job_id, converter = _converting(cluster)
 
     cluster.process_of(job_id).kill()
 
     # At once, or when it has imported PyTorch and then looks for its parent.
     wait_until(lambda: _is_gone(converter), timeout=20, what="the converter is gone")
-    again = wait_until(lambda: _converter(cluster, job_id), timeout=30, what="another attempt converts")
-    assert cluster.cancel(job_id)["status"] == "cancelled"
-    wait_until(lambda: _is_gone(again), timeout=5, what="that converter is gone, too")
-    wait_until(lambda: not _left(cluster), timeout=10, what="the upload of a cancelled job is removed")
-
-
-def test_a_worker_that_is_told_to_go_hands_its_import_back(cluster: Cluster) -> None:
-    job_id, converter = _converting(cluster)
+    second = wait_until(lambda: _converter(cluster, job_id), timeout=30, what="another attempt converts")
 
     cluster.worker_of(job_id).terminate()
 
-    wait_until(lambda: _is_gone(converter), timeout=5, what="the converter is gone")
-    wait_until(lambda: _converter(cluster, job_id), timeout=30, what="another worker converts")
+    wait_until(lambda: _is_gone(second), timeout=5, what="that converter is gone, too")
+    third = wait_until(lambda: _converter(cluster, job_id), timeout=30, what="another worker converts")
     requeued = [event["data"] for event in cluster.events(job_id) if event["type"] == "requeued"]
-    assert requeued == [{"reason": "worker_shutdown"}]
-    cluster.cancel(job_id)
+    assert requeued == [{"reason": "lease_expired"}, {"reason": "worker_shutdown"}]
+    assert cluster.cancel(job_id)["status"] == "cancelled"
+    wait_until(lambda: _is_gone(third), timeout=5, what="the last converter is gone")
+    wait_until(lambda: not _left(cluster), timeout=10, what="the upload of a cancelled job is removed")
 
 
 def test_what_an_api_that_was_killed_took_in_is_removed_after_a_day(cluster: Cluster) -> None:
