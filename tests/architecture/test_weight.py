@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import app
+from tests.specs import Document
 
 HEAVY = ("torch", "torchvision", "matplotlib", "worker")
 UNUSED = ("torch._dynamo", "torch._inductor", "sympy", "triton", "torchvision", "sklearn", "scipy")
@@ -31,18 +34,18 @@ print(json.dumps(culprits))
 
 MEASURE = """
 import json, resource, sys
-for name in json.loads(sys.argv[1]):
-    __import__(name)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-WARMED = """
-import json, sys
+def memory():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+import app.api.main
+light = memory()
+import torch
+heavy = memory()
 from worker.engine import pipeline
 from worker.engine.data import DatasetStore
 pipeline.warm_up()
 DatasetStore(None).load("digits")
-print(json.dumps([name for name in json.loads(sys.argv[1]) if name in sys.modules]))
+unused = [name for name in json.loads(sys.argv[1]) if name in sys.modules]
+print(json.dumps({"light": light, "heavy": heavy, "unused": unused}))
 """
 
 # A process starts with the peak of whoever started it, and pytest's is large: a small one stands in between.
@@ -58,23 +61,24 @@ def _run(root: Path, code: str, *arguments: object) -> Any:
     return json.loads(done.stdout)
 
 
-def _memory(root: Path, *modules: str) -> int:
-    found: int = _run(root, MEASURE, modules)
-    return found
-
-
 def test_no_module_of_the_app_brings_anything_heavy(root: Path) -> None:
     names = ["app", *(module.name for module in pkgutil.walk_packages(app.__path__, "app."))]
     assert {"app.api.main", "app.cli.jobs", "app.demo", "app.local.stack"} <= set(names)
     assert _run(root, IMPORT_EACH, names, HEAVY) == {}
 
 
-def test_the_api_takes_at_most_a_sixth_of_the_memory_that_it_takes_with_torch(root: Path) -> None:
+@pytest.fixture(scope="module")
+def measured(root: Path) -> Document:
+    """Of a process that becomes an API, then imports PyTorch, and then does what a worker does."""
+    found: Document = _run(root, MEASURE, UNUSED)
+    return found
+
+
+def test_the_api_takes_at_most_a_sixth_of_the_memory_that_it_takes_with_torch(measured: Document) -> None:
     """What its start takes of time, `make bench` tells: a processor's seconds are no matter of right or wrong."""
-    light, heavy = _memory(root, "app.api.main"), _memory(root, "app.api.main", "torch")
-    assert light <= LARGEST_SHARE * heavy
+    assert measured["light"] <= LARGEST_SHARE * measured["heavy"]
 
 
-def test_a_worker_brings_nothing_that_it_does_not_use(root: Path) -> None:
+def test_a_worker_brings_nothing_that_it_does_not_use(measured: Document) -> None:
     """A quarter of a gigabyte in each, and half of its start."""
-    assert _run(root, WARMED, UNUSED) == []
+    assert measured["unused"] == []

@@ -1,10 +1,11 @@
-"""`python -m tests.worker.full_disk URL FOLDER JOB FILL`: run a job whose artifacts lie on a small disk, and print what
-files it leaves. With FILL `yes`, somebody else fills the disk once the job trains."""
+"""`python -m tests.worker.full_disk URL FOLDER JOB NEXT`: run two jobs whose artifacts lie on a small disk, and print
+what files they leave. Somebody else fills the disk once the first one trains."""
 
 from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from app.core.limits import UNLIMITED
@@ -17,13 +18,14 @@ from worker.engine.data import DatasetStore
 from worker.runner import Runtime, run_job
 
 
-def main(url: str, folder: Path, job_id: str, *, fill: bool) -> None:
+def main(url: str, folder: Path, job_ids: Sequence[str]) -> None:
     store, engine = LocalStore(folder), make_engine(url)
-    if fill:
-        threading.Thread(target=_fill, args=(folder, store.checkpoints(job_id)), daemon=True).start()
+    threading.Thread(target=_fill, args=(folder, store.checkpoints(job_ids[0])), daemon=True).start()
     sessions = make_sessions(engine)
     told = (_nobody, _nobody, _nobody)
-    run_job(job_id, Runtime("w/1", sessions, store, DatasetStore(None), 0.05, 30, 30, 0, UNLIMITED, *told))
+    runtime = Runtime("w/1", sessions, store, DatasetStore(None), 0.05, 30, 30, 0, UNLIMITED, *told)
+    for job_id in job_ids:
+        run_job(job_id, runtime)
     with sessions() as session:
         for ended in sweep.untidied(session):
             store.tidy(ended.job_id, ended.attempt, ended.checkpoints)
@@ -41,4 +43,4 @@ def _fill(folder: Path, checkpoints: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], fill=sys.argv[4] == "yes")
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

@@ -30,22 +30,12 @@ def _error(read: Read, job_id: str) -> Document:
 
 
 @pytest.mark.host
-def test_a_disk_that_is_too_small_is_told_before_the_start(
+def test_a_disk_that_fills_up_costs_the_checkpoints_then_the_job_and_the_next_is_told_before_its_start(
     database_url: str, submit: Submit, read: Read, tmp_path: Path
 ) -> None:
-    job_id = submit(train_spec())
-    assert run_on_small_disk(tmp_path, PROGRAM, database_url, tmp_path, job_id, "no", megabytes=8) == ""
-    error = _error(read, job_id)
-    assert "needs about 0.03 GB of disk and the artifact folder has 0.01 GB free" in error["message"]
-    assert error["details"]["phase"] == "preparing_data"
+    job_id, next_id = submit(train_spec(training={"epochs": 5})), submit(train_spec())
+    left = run_on_small_disk(tmp_path, PROGRAM, database_url, tmp_path, job_id, next_id, megabytes=ENOUGH_TO_START)
 
-
-@pytest.mark.host
-def test_a_disk_that_fills_up_costs_the_checkpoints_then_the_job_and_leaves_nothing(
-    database_url: str, submit: Submit, read: Read, tmp_path: Path
-) -> None:
-    job_id = submit(train_spec(training={"epochs": 8}))
-    left = run_on_small_disk(tmp_path, PROGRAM, database_url, tmp_path, job_id, "yes", megabytes=ENOUGH_TO_START)
     error = _error(read, job_id)
     kept = [checkpoint["name"] for checkpoint in read(job_id).checkpoints]
     assert kept
@@ -54,6 +44,9 @@ def test_a_disk_that_fills_up_costs_the_checkpoints_then_the_job_and_leaves_noth
     assert error["details"]["phase"] == "reporting"
     assert any("checkpoint not written" in line for line in error["details"]["log"])
     assert len(error["details"]["log"]) <= 20
+    error = _error(read, next_id)
+    assert "needs about 0.03 GB of disk and the artifact folder has 0.00 GB free" in error["message"]
+    assert error["details"]["phase"] == "preparing_data"
 
 
 def _training(batch_size: int) -> tuple[Course]:
