@@ -70,15 +70,14 @@ def database_url(postgres: str, template: str, spare: list[str]) -> Iterator[str
     """A database of the test's own, migrated, for SQLAlchemy."""
     url = spare.pop() if spare else _create(postgres, f"test_{uuid4().hex}", template)
     yield _sqlalchemy(url)
-    if _is_left(url):
-        _empty(url)
+    if _is_left_empty(url):
         spare.append(url)
     else:
         _drop(postgres, url)
 
 
-def _is_left(url: str) -> bool:
-    """Whether nobody is connected any more. The server may notice a moment after who has left."""
+def _is_left_empty(url: str) -> bool:
+    """Empty it, unless somebody is still connected. The server may notice a moment after who has left."""
     others = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
         "AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
@@ -88,6 +87,10 @@ def _is_left(url: str) -> bool:
             wait_until(lambda: connection.execute(others).fetchone() == (0,), timeout=1, what="all have left")
         except AssertionError:
             return False
+        # Without triggers, which would tell of the rows that go, and in any order.
+        statements = [sql.SQL("SET LOCAL session_replication_role = replica")]
+        statements += [sql.SQL("DELETE FROM {}").format(sql.Identifier(name)) for name in Base.metadata.tables]
+        connection.execute(sql.SQL("; ").join(statements))  # one transaction, as all that is sent at once
     return True
 
 
@@ -95,14 +98,6 @@ def _drop(server_url: str, url: str) -> None:
     statement = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(str(conninfo_to_dict(url)["dbname"])))
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(statement)
-
-
-def _empty(url: str) -> None:
-    with psycopg.connect(url) as connection:
-        # Without triggers, which would tell of the rows that go, and in any order.
-        connection.execute("SET LOCAL session_replication_role = replica")
-        for name in Base.metadata.tables:
-            connection.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(name)))
 
 
 @pytest.fixture(scope="session")
