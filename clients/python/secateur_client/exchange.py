@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -133,8 +135,16 @@ class Exchange:
 
 def http_options(url: str) -> dict[str, Any]:
     """What both of httpx's clients are made with."""
+    if address_of(url).host not in _LOOPBACK:
+        return {}
     # A proxy cannot reach what listens here.
-    return {"trust_env": address_of(url).host not in _LOOPBACK}
+    return {"trust_env": False, "verify": _certificates()}
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Of whoever a download may be redirected to. To read them takes longer than a request, so that is done once."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 def address_of(url: str) -> httpx.URL:
