@@ -88,7 +88,7 @@ def _is_left_empty(url: str) -> bool:
         except AssertionError:
             return False
         # Without triggers, which would tell of the rows that go, and in any order.
-        statements = [sql.SQL("SET LOCAL session_replication_role = replica")]
+        statements: list[sql.Composable] = [sql.SQL("SET LOCAL session_replication_role = replica")]
         statements += [sql.SQL("DELETE FROM {}").format(sql.Identifier(name)) for name in Base.metadata.tables]
         connection.execute(sql.SQL("; ").join(statements))  # one transaction, as all that is sent at once
     return True
