@@ -82,8 +82,3 @@ def test_the_api_takes_at_most_a_sixth_of_the_memory_that_it_takes_with_torch(me
 def test_a_worker_brings_nothing_that_it_does_not_use(measured: Document) -> None:
     """A quarter of a gigabyte in each, and half of its start."""
     assert measured["unused"] == []
-
-
-def test_what_reads_an_uploaded_data_set_goes_without_pytorch(root: Path) -> None:
-    """It is started for each, and that would be most of its work."""
-    assert _run(root, IMPORT_EACH, ["worker.engine.dataset_upload"], ["torch"]) == {}
