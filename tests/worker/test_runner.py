@@ -135,6 +135,12 @@ def test_a_job_that_has_ended_is_not_run_again(runtime: Runtime, source: str, re
     assert (read(source).attempt, read(source).revision) == (1, before)
 
 
+def test_latency_is_measured_for_no_longer_than_the_worker_is_told(runtime: Runtime, source: str) -> None:
+    report = json.loads((runtime.store.folder(source, 1) / "report.json").read_text())
+    assert runtime.latency_seconds == 0
+    assert max(each["runs"] for each in report["latency"]["measured"]) <= 10  # a single round
+
+
 def test_a_message_about_no_job_is_ignored(runtime: Runtime) -> None:
     run_job("job_" + "0" * 32, runtime)
 
