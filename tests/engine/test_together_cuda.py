@@ -13,7 +13,7 @@ from app.contract.spec import ModelSpec
 from tests.engine.conftest import Listener
 from tests.engine.together import DIGITS, alone, apart, copied, course, going_on, half_masked, interrupted, same_bits
 from tests.specs import Document
-from worker.engine.convolve import convolved
+from worker.engine.convolve import Outputs, convolved
 from worker.engine.errors import NonFiniteLoss
 from worker.engine.model import fresh
 from worker.engine.normalize import Affine, Running, normalized
@@ -67,16 +67,16 @@ LAYERS: list[Layer] = [
 """Channels in and out, the images' size, the kernel's, and whether pooled."""
 
 
-def _drawn(layer: Layer, groups: int) -> list[Tensor]:
+def _drawn(layer: Layer, groups: int, images: int = 20) -> list[Tensor]:
     """For each group: images, weight, bias, scale, shift and the gradient of what comes out."""
     width_in, width_out, (height, width), kernel, pooled = layer
     stream = torch.Generator().manual_seed(2)
     side = 2 if pooled else 1
     shapes = [
-        (20, width_in, height, width),
+        (images, width_in, height, width),
         (width_out, width_in, kernel, kernel),
         *[(width_out,)] * 3,
-        (20, width_out, height // side, width // side),
+        (images, width_out, height // side, width // side),
     ]
     return [torch.randn(groups, *shape, generator=stream).to(CUDA) for shape in shapes]
 
@@ -98,6 +98,22 @@ def _computed(given: list[Tensor], layer: Layer) -> list[Tensor]:
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_layers_side_by_side_have_the_bits_of_each_alone(layer: Layer) -> None:
     given = _drawn(layer, groups=3)
+
+    together = _computed(given, layer)
+
+    for number in range(3):
+        alone = _computed([each[number : number + 1] for each in given], layer)
+        assert all(torch.equal(one[number], other[0]) for one, other in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize("layer", LAYERS[:3], ids=str)
+def test_so_they_have_where_they_fill_a_gpu_and_each_alone_does_not(layer: Layer) -> None:
+    processors = torch.cuda.get_device_properties(CUDA).multi_processor_count
+    given = _drawn(layer, groups=3, images=2 * processors)
+    one, weight = given[0][0], given[1]
+    many = one.repeat(1, 3, 1, 1)
+    cuts = [Outputs.of(one, weight[0], processors), Outputs.of(many, weight.flatten(0, 1), processors)]
+    assert [cut.each for cut in cuts] == [4, 8]
 
     together = _computed(given, layer)
 

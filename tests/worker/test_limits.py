@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.contract.network import DataShape
 from app.contract.spec import ModelSpec
 from app.contract.training import TrainingSpec
 from tests.small_disk import run_on_small_disk
@@ -67,6 +68,12 @@ def test_teachers_are_counted_with_their_weights_and_what_a_batch_becomes_in_the
     assert more > again + 4 * 100 * 512 * 28 * 28
     with pytest.raises(OutOfMemory, match="take a smaller batch_size, a smaller teacher or smaller widths"):
         refuse_what_does_not_fit(ModelSpec(), stages, torch.device("cpu"), tmp_path, teachers=[teacher] * 10_000)
+
+
+def test_what_the_gradient_by_wide_weights_takes_on_a_gpu_is_counted() -> None:
+    wide, small = ModelSpec(channels=(512, 512, 512), hidden=8), DataShape(height=8, width=8)
+    on_cpu, on_gpu = (memory_needed(wide, _training(1_000), shape=small, captured=each) for each in (False, True))
+    assert on_gpu - on_cpu > 4 * 1_000 * 512 * 512 * 9
 
 
 def test_the_networks_that_people_train_fit(tmp_path: Path) -> None:

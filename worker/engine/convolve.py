@@ -19,6 +19,8 @@ from worker.engine import kernels
 
 _OUTS, _APART = 16, 20
 """As in `tiles.cu`: output channels of a block, and floats from one pixel's, or one weight's, to the next."""
+_INS, _INS_OF_WEIGHTS = 8, 16
+"""Input channels of a block, at most, of a convolution and of the gradient by the weights."""
 _SHARES = 16
 _ROOM = 47 * 1024
 """Bytes of shared memory of a block, at most: any GPU has them to give."""
@@ -38,6 +40,12 @@ def convolved(images: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
     group's numbers are those that it has alone, to the bit."""
     out: Tensor = _Convolved.apply(images, weight, groups)
     return out
+
+
+def shares(width_in: int, width_out: int, kernel: int) -> int:
+    """Numbers that each image and group adds to the gradient by the weights, which are kept until they are added up."""
+    ins = min(width_in, _INS_OF_WEIGHTS)
+    return -(-width_out // _OUTS) * _OUTS * -(-width_in // ins) * ins * kernel**2
 
 
 class _Convolved(torch.autograd.Function):
@@ -89,7 +97,7 @@ def _by_weight(images: Tensor, gradient: Tensor, shape: torch.Size, groups: int)
     of = Weights.of(images, out)
     width_out, width_in = shape[0] // groups, shape[1]
     grid = (len(images), -(-width_out // _OUTS), groups * -(-width_in // of.ins))
-    entries = grid[1] * grid[2] * _OUTS * of.ins * of.kernel**2
+    entries = groups * shares(width_in, width_out, of.kernel)
     parts = images.new_empty(len(images), entries)
     files, constants = ("tiles.cu", "weigh.cu"), {"OUTS": _OUTS, "SHARES": _SHARES, **of.constants}
     kernels.launch(
@@ -132,7 +140,7 @@ class Outputs(NamedTuple):
         threads = len(images) * width * all_stacks * weight.shape[0] // _MANY
         each = _MANY if threads >= _ENOUGH * processors else _FEW
         kinds = (
-            cls(height, width, weight.shape[-1], min(weight.shape[1], 8), each, tall, stacks)
+            cls(height, width, weight.shape[-1], min(weight.shape[1], _INS), each, tall, stacks)
             for stacks in range(all_stacks, 0, -1)
         )
         return next(kind for kind in kinds if kind.bytes <= _ROOM and kind.threads <= _THREADS)
@@ -187,7 +195,7 @@ class Weights(NamedTuple):
     def of(cls, images: Tensor, weight: Tensor) -> Weights:
         """Of as many rows at a time as fit; the slices take as many of them each."""
         height, width = images.shape[-2:]
-        kernel, ins = weight.shape[-1], min(weight.shape[1], 16)
+        kernel, ins = weight.shape[-1], min(weight.shape[1], _INS_OF_WEIGHTS)
         deep = kernel if kernel <= 3 else 1
         most = max(1, _THREADS_OF_WEIGHTS // (_OUTS // 8 * ins * kernel // deep))
         kinds = (

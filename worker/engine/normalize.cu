@@ -41,14 +41,14 @@ __device__ void of_parts(const double *parts, int channel, double &first, double
 
 // What the layer makes of a number, but for ReLU: in the same way each time, so that it need not be kept.
 __device__ float made(float value, float center, float factor, float added) {
-    return (value - center) * factor + added;
+    return fmaf(value - center, factor, added);
 }
 
-// grid (PARTS, channels): of its share of the images, the sum and the sum of squares.
+// grid (channels, PARTS): of its share of the images, the sum and the sum of squares.
 extern "C" __global__ void sums(const float *in, double *parts, int images, int channels) {
-    int channel = blockIdx.y;
+    int channel = blockIdx.x;
     double sum = 0, squares = 0;
-    for (int image = blockIdx.x; image < images; image += PARTS) {
+    for (int image = blockIdx.y; image < images; image += PARTS) {
         const float *plane = in + ((long long)image * channels + channel) * AREA;
         #pragma unroll 4
         for (int place = threadIdx.x; place < AREA; place += THREADS) {
@@ -59,25 +59,25 @@ extern "C" __global__ void sums(const float *in, double *parts, int images, int 
     }
     add_up(sum, squares);
     if (threadIdx.x == 0) {
-        parts[2 * (channel * PARTS + blockIdx.x)] = sum;
-        parts[2 * (channel * PARTS + blockIdx.x) + 1] = squares;
+        parts[2 * (channel * PARTS + blockIdx.y)] = sum;
+        parts[2 * (channel * PARTS + blockIdx.y) + 1] = squares;
     }
 }
 
-// grid (PARTS, channels): the outputs of its share of the images; where the largest of each window was; `kept` has the
+// grid (channels, PARTS): the outputs of its share of the images; where the largest of each window was; `kept` has the
 // mean and 1/deviation of each channel. `bias` is the convolution's, which only moves the running mean.
 extern "C" __global__ void forward(
     const float *in, const double *parts, const float *bias, const float *scale, const float *shift,
     float *running_mean, float *running_variance, float *out, unsigned char *places, float *kept,
     int images, int channels, double momentum, double epsilon
 ) {
-    int channel = blockIdx.y;
+    int channel = blockIdx.x;
     double sum, squares, count = (double)images * AREA;
     of_parts(parts, channel, sum, squares);
     double mean = sum / count, variance = squares / count - mean * mean;
     variance = variance < 0 ? 0 : variance;
     float center = (float)mean, inverse = (float)(1 / sqrt(variance + epsilon));
-    if (blockIdx.x == 0 && threadIdx.x == 0) {
+    if (blockIdx.y == 0 && threadIdx.x == 0) {
         kept[2 * channel] = center;
         kept[2 * channel + 1] = inverse;
         double unbiased = variance * count / (count - 1);
@@ -85,7 +85,7 @@ extern "C" __global__ void forward(
         running_variance[channel] = (float)((1 - momentum) * running_variance[channel] + momentum * unbiased);
     }
     float factor = scale[channel] * inverse, added = shift[channel];
-    for (int image = blockIdx.x; image < images; image += PARTS) {
+    for (int image = blockIdx.y; image < images; image += PARTS) {
         long long plane = (long long)image * channels + channel;
         const float *from = in + plane * AREA;
         #pragma unroll 4
@@ -107,16 +107,16 @@ extern "C" __global__ void forward(
     }
 }
 
-// grid (PARTS, channels): of its share, the sums of the gradient and of the gradient times the normalized input.
+// grid (channels, PARTS): of its share, the sums of the gradient and of the gradient times the normalized input.
 extern "C" __global__ void backward_sums(
     const float *gradient, const float *in, const unsigned char *places, const float *kept, const float *scale,
     const float *shift, double *parts, int images, int channels
 ) {
-    int channel = blockIdx.y;
+    int channel = blockIdx.x;
     float center = kept[2 * channel], inverse = kept[2 * channel + 1];
     float factor = scale[channel] * inverse, added = shift[channel];
     double sum = 0, product = 0;
-    for (int image = blockIdx.x; image < images; image += PARTS) {
+    for (int image = blockIdx.y; image < images; image += PARTS) {
         long long plane = (long long)image * channels + channel, first = plane * ROWS * COLUMNS;
         #pragma unroll 4
         for (int place = threadIdx.x; place < ROWS * COLUMNS; place += THREADS) {
@@ -131,22 +131,22 @@ extern "C" __global__ void backward_sums(
     }
     add_up(sum, product);
     if (threadIdx.x == 0) {
-        parts[2 * (channel * PARTS + blockIdx.x)] = sum;
-        parts[2 * (channel * PARTS + blockIdx.x) + 1] = product;
+        parts[2 * (channel * PARTS + blockIdx.y)] = sum;
+        parts[2 * (channel * PARTS + blockIdx.y) + 1] = product;
     }
 }
 
-// grid (PARTS, channels): the gradient by its share of the inputs, and by the channel's parameters. By the bias of the
+// grid (channels, PARTS): the gradient by its share of the inputs, and by the channel's parameters. By the bias of the
 // convolution it is 0, since the mean takes it away again.
 extern "C" __global__ void backward(
     const float *gradient, const float *in, const unsigned char *places, const float *kept, const float *scale,
     const float *shift, const double *parts, float *by_in, float *by_bias, float *by_scale, float *by_shift,
     int images, int channels
 ) {
-    int channel = blockIdx.y;
+    int channel = blockIdx.x;
     double sum, product, count = (double)images * AREA;
     of_parts(parts, channel, sum, product);
-    if (blockIdx.x == 0 && threadIdx.x == 0) {
+    if (blockIdx.y == 0 && threadIdx.x == 0) {
         by_bias[channel] = 0;
         by_scale[channel] = (float)product;
         by_shift[channel] = (float)sum;
@@ -154,7 +154,7 @@ extern "C" __global__ void backward(
     float center = kept[2 * channel], inverse = kept[2 * channel + 1];
     float factor = scale[channel] * inverse, added = shift[channel];
     float mean = (float)(sum / count), slope = (float)(product / count);
-    for (int image = blockIdx.x; image < images; image += PARTS) {
+    for (int image = blockIdx.y; image < images; image += PARTS) {
         long long plane = (long long)image * channels + channel, first = plane * ROWS * COLUMNS;
         #pragma unroll 4
         for (int place = threadIdx.x; place < AREA; place += THREADS) {

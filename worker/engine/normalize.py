@@ -85,7 +85,7 @@ def _launch(name: str, features: Tensor, tensors: Sequence[Tensor], *numbers: ob
     kernels.launch(
         ("normalize.cu",),
         name,
-        (_PARTS, channels, 1),
+        (channels, _PARTS, 1),
         (_THREADS, 1),
         (*tensors, images, channels, *numbers),
         THREADS=_THREADS,

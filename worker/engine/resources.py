@@ -12,9 +12,10 @@ from pathlib import Path
 import psutil
 import torch
 
-from app.contract.network import MNIST_SHAPE, POOLED, DataShape
+from app.contract.network import KERNELS, MNIST_SHAPE, POOLED, DataShape
 from app.contract.spec import ModelSpec
 from worker.engine import evaluate
+from worker.engine.convolve import shares
 from worker.engine.errors import DiskFull, OutOfMemory
 from worker.engine.plan import Course, Stage
 
@@ -117,11 +118,12 @@ def memory_needed(
 ) -> int:
     """Bytes, roughly. In training, every activation of a batch is kept for the backward pass, one layer's gradients
     beside; in evaluation, with which every run ends, one layer's input and output. A teacher is its weights, and looks
-    at a batch before anything is kept of it. A step that is captured has memory of its own, beside that of the steps
-    ahead of it."""
+    at a batch before anything is kept of it. A step that is captured, on a GPU, has memory of its own, beside that of
+    the steps ahead of it, and each image's share in the gradient by a layer's weights."""
     batch_size = max((each.settings.batch_size for each in stages if isinstance(each, Course)), default=0)
     activations, largest = _activations(model, shape)
-    training = batch_size * (activations + largest + model.hidden) * (1 + captured)
+    of_image = activations + largest + model.hidden
+    training = batch_size * (2 * (of_image + _shares(model, shape)) if captured else of_image)
     copies = COPIES + 2 * _kept(stages)  # in memory, and on the way to a checkpoint
     looking = [batch_size * _activations(each, shape)[1] for each in teachers]
     weights = copies * model.parameters(shape.ends) + sum(each.parameters(shape.ends) for each in teachers)
@@ -149,6 +151,12 @@ def _activations(model: ModelSpec, shape: DataShape) -> tuple[int, int]:
         layer = 3 * plane + channels * height * width  # convolution, normalization, rectifier, and what goes on
         activations, largest = activations + layer, max(largest, 2 * plane)
     return activations, largest
+
+
+def _shares(model: ModelSpec, shape: DataShape) -> int:
+    """Of the layer with most of them."""
+    widths = (shape.channels, *model.channels)
+    return max(shares(*each) for each in zip(widths, model.channels, KERNELS, strict=False))
 
 
 def memory_free(device: torch.device) -> int:
