@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.frontier.recipe import chains
@@ -20,8 +21,9 @@ HERE = Path(__file__).parent
 MODELS = HERE / "models"
 
 
-def main() -> None:
-    arguments = _parser().parse_args()
+def main(given: Sequence[str] | None = None) -> None:
+    """With the command line's arguments unless others are given."""
+    arguments = _parser().parse_args(given)
     if arguments.data is not None:
         try:
             run_seeds(arguments.seeds, arguments.lines, data=arguments.data, work=arguments.work, models=MODELS)

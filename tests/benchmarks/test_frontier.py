@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,13 +137,10 @@ def test_the_texts_tell_of_every_line(work: tuple[Path, Chain, Chain], tmp_path:
     assert draw(results).startswith(b"\x89PNG")
 
 
-def test_its_processes_say_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_its_processes_say_what_is_missing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data, work = str(tmp_path / "data"), str(tmp_path / "work")
-    monkeypatch.setattr(sys, "argv", ["frontier", data, "--work", work, "--seeds", "0", "--lines", "small-dense"])
     with pytest.raises(SystemExit, match=rf"^.*{re.escape(data)}.*$"):  # a message, so the status is 1
-        main()
+        main([data, "--work", work, "--seeds", "0", "--lines", "small-dense"])
     assert capfd.readouterr() == ("", "")
 
 

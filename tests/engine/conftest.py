@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from pydantic import JsonValue
 
 from app.contract.report import Histogram, Manifest, Report
@@ -93,3 +94,12 @@ def pruned_again(plain: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def compared(plain: Run, l1: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     inputs = {JOBS["plain"]: plain.folder, JOBS["l1"]: l1.folder}
     return run(compare_spec(*inputs), tmp_path_factory.mktemp("engine") / "compared", inputs)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """So little work is done sooner than it is shared out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

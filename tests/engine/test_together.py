@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,38 +12,27 @@ from hypothesis import strategies as st
 
 from tests.engine.conftest import Listener
 from tests.engine.together import (
-    MODEL,
-    Keeping,
-    Power,
+    NEAR,
+    OPTIMIZERS,
+    agree,
     alone,
     apart,
     copied,
     course,
     examples,
-    going_on,
     half_masked,
-    interrupted,
     member,
     same_bits,
     told,
 )
 from tests.specs import Document
-from worker.engine import device
-from worker.engine.errors import InvalidCheckpoint, NonFiniteLoss
-from worker.engine.model import fresh
-from worker.engine.progress import Progress
+from worker.engine.errors import NonFiniteLoss
 from worker.engine.pruning import Mask
-from worker.engine.resume import TrainingState, load
+from worker.engine.resume import TrainingState
 from worker.engine.together import Member, train_together
-from worker.engine.train import train
 
-OPTIMIZERS: list[Document] = [
-    {"name": "adam"},
-    {"name": "adamw", "weight_decay": 0.1},
-    {"name": "sgd", "momentum": 0.9},
-    {"name": "sgd", "momentum": 0.9, "nesterov": True},
-    {"name": "sgd", "momentum": 0},
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PENALTIES: list[Document | None] = [
     None,
     {"penalty": "l1"},
@@ -54,30 +42,9 @@ PENALTIES: list[Document | None] = [
     {"penalty": "l1-proximal"},
     {"penalty": "l1-proximal", "batchnorm_scale_strength": 0.5},
 ]
-NEAR = 1e-6
-"""In double precision, after a few steps of parameters that are about 0.1 and move by 0.01."""
 EXACT = 1e-9
 """What one step of Adam can make of a gradient's rounding, 1e-15: its rate over its epsilon, 0.01 over 1e-8, times as
 much."""
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """So little work is done sooner than it is shared out."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def _agree(together: list[Member], apart_from: list[Member], near: float = NEAR) -> None:
-    for ours, theirs in zip(together, apart_from, strict=True):
-        assert apart(ours.network, theirs.network) < near
-        for mine, other in zip(told(ours.progress), told(theirs.progress), strict=True):
-            assert mine.keys() == other.keys()
-            for name, value in mine.items():
-                assert value == (pytest.approx(other[name], rel=near) if isinstance(value, float) else other[name])
-        assert ours.progress.steps == theirs.progress.steps
 
 
 @pytest.mark.parametrize(
@@ -92,7 +59,7 @@ def test_every_optimizer_and_penalty_comes_to_what_it_does_alone(optimizer: Docu
     assert train_together(members, data) == (None, None, None)
 
     alone(others, data)
-    _agree(members, others)
+    agree(members, others)
     assert not same_bits(members[0].network, members[1].network)
 
 
@@ -114,7 +81,7 @@ def test_every_setting_comes_to_what_it_does_alone(changes: Document) -> None:
     train_together(members, data)
 
     alone(others, data)
-    _agree(members, others)
+    agree(members, others)
 
 
 @settings(max_examples=8, deadline=None)
@@ -139,7 +106,7 @@ def test_any_number_of_members_images_and_rates_agrees(
     train_together(members, data)
 
     alone(others, data)
-    _agree(members, others, EXACT)
+    agree(members, others, EXACT)
 
 
 def test_in_single_precision_they_agree_to_rounding() -> None:
@@ -204,7 +171,7 @@ def test_each_members_mask_holds_at_every_step(optimizer: Document, penalty: Doc
     assert failures == (None, None, None)
     assert [watch.seen for watch in watches] == [6, 6, 6]
     alone(others, data)
-    _agree(members, others)
+    agree(members, others)
 
 
 def test_the_weights_to_rewind_to_are_kept() -> None:
@@ -282,7 +249,7 @@ def test_one_member_that_fails_at_once_is_left_as_it_was_and_does_not_take_the_o
     for ours, theirs in zip(members[1].network.parameters(), others[1].network.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     alone([others[0], others[2]], data)
-    _agree([members[0], members[2]], [others[0], others[2]])
+    agree([members[0], members[2]], [others[0], others[2]])
 
 
 def test_one_member_that_fails_later_leaves_the_others_alone() -> None:
@@ -297,7 +264,7 @@ def test_one_member_that_fails_later_leaves_the_others_alone() -> None:
     assert "training step" in str(failures[1])
     assert 0 < len(members[1].progress.history) < 30
     alone(others[:1], data)
-    _agree(members[:1], others[:1])
+    agree(members[:1], others[:1])
 
 
 def test_when_all_have_failed_nothing_more_is_done() -> None:
@@ -341,7 +308,7 @@ def test_one_that_leaves_does_not_hold_up_the_others() -> None:
     assert told_of == [(0, 1)]  # ahead of the other's second step
     assert (len(leaving.steps), leaving.heard, len(staying.steps)) == (2, [], 6)
     alone(others[1:], data)
-    _agree(members[1:], others[1:])
+    agree(members[1:], others[1:])
 
 
 def test_when_all_have_left_it_ends() -> None:
@@ -361,92 +328,3 @@ class _Ending(Listener):
 def test_what_ends_the_process_ends_it_for_all() -> None:
     with pytest.raises(SystemExit):
         train_together([member(course(0)), replace(member(course(1)), observer=_Ending())], examples())
-
-
-@pytest.mark.parametrize("step", [1, 3, 4, 6])
-@pytest.mark.parametrize("masked", [False, True])
-def test_it_goes_on_from_any_step_to_the_same_bits(step: int, masked: bool, tmp_path: Path) -> None:
-    def members() -> list[Member]:
-        masks = [half_masked(seed) if masked else None for seed in range(3)]
-        return [member(course(seed, {"penalty": "l1"}), masks[seed], torch.float32) for seed in range(3)]
-
-    whole, cut, data = members(), members(), examples(dtype=torch.float32)
-    train_together(whole, data)
-    kept = interrupted(cut, data, step, tmp_path)
-
-    resumed = going_on(cut, kept, fresh(MODEL, 7))
-    train_together(resumed, data)
-
-    for ours, theirs in zip(resumed, whole, strict=True):
-        assert isinstance(ours.observer, Listener)
-        assert [done for done, _, _ in ours.observer.steps] == list(range(step + 1, 7))
-        assert same_bits(ours.network, theirs.network)
-        assert told(ours.progress) == told(theirs.progress)
-        assert ours.progress.steps == theirs.progress.steps
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
-def test_one_member_can_go_on_alone(optimizer: Document, tmp_path: Path) -> None:
-    """What is kept of a member is what its training alone would have kept. Alone, tensors lie otherwise in memory."""
-    members, data = [member(course(seed, optimizer=optimizer)) for seed in range(2)], examples()
-    others = copied(members)
-    state = interrupted(members, data, 4, tmp_path)[1]
-
-    network = fresh(MODEL, 7).double()
-    device.place(network, torch.device("cpu"))
-    train(network, data, members[1].course, state.progress, Listener(), resumed=state)
-
-    alone(others[1:], data)
-    assert apart(network, others[1].network) < NEAR
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
-def test_some_that_were_alone_can_go_on_together(optimizer: Document, tmp_path: Path) -> None:
-    members, data, kept = [member(course(seed, optimizer=optimizer)) for seed in range(2)], examples(), []
-    others = copied(members)
-    for each in members:
-        device.place(each.network, torch.device("cpu"))
-        keeping = Keeping(tmp_path / "kept.pt", 4)
-        with pytest.raises(Power):
-            alone([each], data, keeping)
-        kept.append(load(keeping.path))
-
-    resumed = going_on(members, kept, fresh(MODEL, 7).double())
-    train_together(resumed, data)
-
-    alone(others, data)
-    _agree(resumed, others)
-
-
-def test_some_of_them_can_go_on_together(tmp_path: Path) -> None:
-    members, data = [member(course(seed)) for seed in range(3)], examples()
-    others = copied(members)
-    kept = interrupted(members, data, 4, tmp_path)
-
-    resumed = going_on(members[1:], kept[1:], fresh(MODEL, 7).double())
-    train_together(resumed, data)
-
-    alone(others[1:], data)
-    _agree(resumed, others[1:])
-
-
-def test_states_of_other_steps_and_networks_are_refused(tmp_path: Path) -> None:
-    members, data, like = [member(course(seed)) for seed in range(2)], examples(), fresh(MODEL, 7).double()
-    first, second = going_on(members, interrupted(members, data, 1, tmp_path), like)
-    assert second.resumed is not None
-
-    for other in (members[1], replace(second, resumed=replace(second.resumed, step=2))):
-        with pytest.raises(ValueError, match="member 1 goes on from another step"):
-            train_together([first, other], data)
-    second.resumed.network.pop("fc1.weight")
-    with pytest.raises(InvalidCheckpoint, match="member 1 is of another network"):
-        train_together([first, second], data)
-
-
-def test_nothing_of_the_progress_before_is_lost() -> None:
-    members = [Member(fresh(MODEL, 0).double(), course(0, name="fine_tuning"), Progress(steps=40))]
-
-    train_together(members, examples())
-
-    assert members[0].progress.steps == 46
-    assert [each.course for each in members[0].progress.history] == ["fine_tuning"] * 2

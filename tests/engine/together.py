@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
@@ -32,6 +33,16 @@ from worker.engine.train import Examples, train
 
 DIGITS = ALL.load(DatasetName.DIGITS)
 MODEL = ModelSpec(channels=(2, 2, 4), hidden=8)
+
+OPTIMIZERS: list[Document] = [
+    {"name": "adam"},
+    {"name": "adamw", "weight_decay": 0.1},
+    {"name": "sgd", "momentum": 0.9},
+    {"name": "sgd", "momentum": 0.9, "nesterov": True},
+    {"name": "sgd", "momentum": 0},
+]
+NEAR = 1e-6
+"""In double precision, after a few steps of parameters that are about 0.1 and move by 0.01."""
 
 
 def examples(count: int = 24, validation: int = 0, dtype: torch.dtype = torch.float64) -> Examples:
@@ -119,3 +130,14 @@ def same_bits(ours: nn.Module, theirs: nn.Module) -> bool:
         zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
     )
     return all(torch.equal(one, other) for one, other in pairs)
+
+
+def agree(together: list[Member], apart_from: list[Member], near: float = NEAR) -> None:
+    """Networks, histories and steps are those of the others, to `near`."""
+    for ours, theirs in zip(together, apart_from, strict=True):
+        assert apart(ours.network, theirs.network) < near
+        for mine, other in zip(told(ours.progress), told(theirs.progress), strict=True):
+            assert mine.keys() == other.keys()
+            for name, value in mine.items():
+                assert value == (pytest.approx(other[name], rel=near) if isinstance(value, float) else other[name])
+        assert ours.progress.steps == theirs.progress.steps

@@ -64,7 +64,7 @@ def test_a_job_that_does_not_hear_of_its_cancel_is_ended_with_its_process(cluste
 
 def test_a_message_that_is_garbage_harms_no_job(cluster: Cluster) -> None:
     with redis.Redis.from_url(cluster.stack.redis_url) as broker:
-        broker.lpush(QUEUE, "garbage", '{"body": "x"}')
+        broker.lpush(QUEUE, "garbage", "{}", '{"body": "x"}')
     assert {finished(cluster.http, train_spec())["status"] for _ in range(2)} == {"succeeded"}
     wait_until(lambda: cluster.waiting_messages() == 0, timeout=60, what="the garbage is gone")
 

@@ -196,7 +196,7 @@ class Weights(NamedTuple):
         """Of as many rows at a time as fit; the slices take as many of them each."""
         height, width = images.shape[-2:]
         kernel, ins = weight.shape[-1], min(weight.shape[1], _INS_OF_WEIGHTS)
-        deep = kernel if kernel <= 3 else 1
+        deep = kernel if kernel <= 3 else 1  # the sums of a thread are to lie in its registers
         most = max(1, _THREADS_OF_WEIGHTS // (_OUTS // 8 * ins * kernel // deep))
         kinds = (
             cls(height, width, kernel, ins, deep, slices=-(-height // count), rows=-(-height // count) * each)
