@@ -83,6 +83,7 @@ class Attempt:
         except EngineError as error:
             return self._fail(error.code, str(error))
         except Exception as error:
+            self._runtime.end_if_broken()
             logger.exception("attempt failed on a bug")
             message = f"An unexpected {type(error).__name__} in the worker; its log has the rest under this job's id."
             return self._fail(FailureCode.INTERNAL_ERROR, message)

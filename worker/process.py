@@ -61,6 +61,9 @@ class JobProcess:
     def run(self, job_id: str) -> None:
         try:
             run_job(job_id, self._runtime)
+        except Exception:
+            self._runtime.end_if_broken()
+            raise
         finally:
             memory.give_back()  # when the job's end is told already
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -9,8 +11,11 @@ from opentelemetry.trace import NoOpTracer, Tracer
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.storage import ArtifactStore
+from worker.engine import device
 from worker.engine.data import DatasetStore
 from worker.engine.lockstep import APART, Together
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,3 +40,12 @@ class Runtime:
     """Tells whom it may concern what this process is at."""
     tracer: Tracer = field(default_factory=NoOpTracer)
     together: Together = APART
+    is_broken: Callable[[], bool] = device.is_broken
+    """Whether this process can compute no more."""
+
+    def end_if_broken(self) -> None:
+        """End this process at once when it can compute no more: it would take one job after another, and fail each. Its
+        overseer frees those that it has, and the pool starts a new one."""
+        if self.is_broken():
+            logger.critical("this process can no longer compute on its GPU, and ends", exc_info=True)
+            os._exit(os.EX_SOFTWARE)

@@ -75,7 +75,8 @@ def sweep(session: Session, *, max_attempts: int) -> dict[str, list[str]]:
             session,
             and_(overdue, running, ~may_go_on),
             FailureCode.WORKER_LOST,
-            f"The worker was lost {max_attempts} times while it ran this job: it may need more memory than there is.",
+            f"The worker was lost {max_attempts} times while it ran this job: it may need more memory than there is, "
+            "or a GPU may be at fault, which the workers' logs tell.",
         ),
         "requeued": _moved(
             session,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from app.contract.datasets import DatasetName
 from app.contract.pruning import MagnitudePruning, Scored, TaylorPruning
 from app.contract.spec import ModelSpec, parse_spec
 from app.contract.training import FineTuningSpec, ProximalL1, TrainingSpec
-from worker.engine import device, pipeline, resume
+from worker.engine import device, kernels, pipeline, resume, trial
 from worker.engine.convolve import convolved
 from worker.engine.data import DatasetStore
 from worker.engine.errors import NonFiniteLoss
@@ -378,3 +380,38 @@ def test_a_run_on_a_gpu_gives_the_same_files_each_time(tmp_path: Path, precision
 
 def test_warming_up_leaves_a_gpu_ready() -> None:
     pipeline.warm_up()
+
+
+@pytest.fixture
+def trusted() -> Iterator[None]:
+    yield
+    kernels.TRUSTED.set()
+
+
+@pytest.mark.usefixtures("trusted")
+def test_own_kernels_stand_their_trial_here_and_without_them_training_goes_on(
+    gpu: torch.device, examples: Examples
+) -> None:
+    with reproducible(gpu):
+        assert trial.difference(gpu) < trial.TOLERANCE / 2
+    assert kernels.usable(examples.images)
+    kernels.TRUSTED.clear()
+    assert not kernels.usable(examples.images)
+    assert len(_train(examples, Course(TrainingSpec(epochs=2))).progress.history) == 2
+
+
+BROKEN = """
+import torch
+from worker.engine import device
+
+text = 'extern "C" __global__ void spoil(float* values) { values[1LL << 45] = 1; }'
+values = torch.zeros(1, device="cuda")
+assert not device.is_broken()
+torch.cuda._compile_kernel(text, "spoil")(grid=(1, 1, 1), block=(1, 1, 1), args=[values])
+assert device.is_broken()
+"""
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_process_notices_that_it_can_compute_no_more() -> None:
+    subprocess.run([sys.executable, "-c", BROKEN], check=True, timeout=120)

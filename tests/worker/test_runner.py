@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -172,6 +175,22 @@ def test_a_bug_fails_the_job_without_telling_its_inside(
     assert row.error is not None
     assert (row.status, row.error["code"]) == ("failed", "internal_error")
     assert "secret" not in json.dumps(row.error)
+
+
+def test_a_process_that_can_compute_no_more_ends_and_leaves_its_job_to_others(
+    database_url: str, submit: Submit, read: Read, sessions: sessionmaker[Session], tmp_path: Path
+) -> None:
+    job_id = submit(train_spec())
+    with sessions.begin() as session:  # whatever a GPU's fault would raise
+        session.execute(text('UPDATE jobs SET spec = spec || \'{"model": {"channels": "broken"}}\''))
+
+    program = [sys.executable, "-m", "tests.worker.broken_gpu", database_url, str(tmp_path), job_id]
+    ended = subprocess.run(program, check=False, capture_output=True, text=True, timeout=60)
+
+    assert ended.returncode == os.EX_SOFTWARE, ended.stderr
+    assert "can no longer compute on its GPU" in ended.stderr
+    row = read(job_id)
+    assert (row.status, row.error, row.lease_owner) == ("running", None, "w/1")
 
 
 @pytest.fixture

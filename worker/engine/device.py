@@ -25,6 +25,18 @@ def choose(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device(wanted)
 
 
+def is_broken() -> bool:
+    """Whether this process can no longer compute on its GPU: after a fault, of the hardware or of a kernel, CUDA
+    answers every call with that error until the process ends."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
 def place(network: nn.Module, device: torch.device) -> None:
     """Bring the network to the device, in the memory format in which it trains fastest there.
 

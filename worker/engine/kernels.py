@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+TRUSTED = threading.Event()
+"""Cleared in a process where they were tried and fell through."""
+TRUSTED.set()
+
 _thread = threading.local()
 
 
@@ -22,6 +26,7 @@ def usable(images: Tensor) -> bool:
         and torch.is_grad_enabled()
         and not torch._C._are_functorch_transforms_active()
         and hasattr(torch.cuda, "_compile_kernel")  # it is not promised to stay
+        and TRUSTED.is_set()
     )
 
 

@@ -60,6 +60,7 @@ from worker.engine.resume import Origin, Recovery
 from worker.engine.seeding import reproducible
 from worker.engine.sensitivity import sensitivity
 from worker.engine.train import Examples, train
+from worker.engine.trial import try_kernels
 from worker.engine.workplace import Content, Inputs, Workplace, network_result, receipt
 
 _SILENT = Observer()
@@ -127,10 +128,12 @@ def steps(
 
 def warm_up() -> None:
     """One step of a training with all defaults: PyTorch and the GPU's libraries load much of themselves only then,
-    seconds that no job should wait for."""
+    seconds that no job should wait for. On a GPU, kernels of our own are tried first."""
     memory.keep_freed()
     chosen, course = device.choose("auto"), Course(TrainingSpec(epochs=1))
     with reproducible(chosen):
+        if chosen.type == "cuda":
+            try_kernels(chosen)
         count = course.settings.batch_size
         images, labels = (
             torch.zeros(count, 1, 28, 28, device=chosen),

@@ -1,0 +1,52 @@
+"""Own kernels are tried before a GPU's first job. What they compute on a GPU, `test_cuda.py` checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from worker.engine import kernels, trial
+
+ON_CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def trusted() -> Iterator[None]:
+    yield
+    kernels.TRUSTED.set()
+
+
+def test_what_computes_as_pytorch_does_stands_the_trial() -> None:
+    assert trial.difference(ON_CPU) < trial.TOLERANCE / 2
+
+
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize(("device", "kept"), [("cpu", True), ("meta", False)])
+def test_kernels_are_used_when_they_have_stood_the_trial_alone(
+    device: str, caplog: pytest.LogCaptureFixture, *, kept: bool
+) -> None:
+    """A `meta` device computes nothing, so that whoever asks for a number gets an error."""
+    trial.try_kernels(torch.device(device))
+
+    assert kernels.TRUSTED.is_set() == kept
+    assert bool(caplog.records) != kept
+
+
+@pytest.mark.parametrize("wrong", [0.0, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["layer1.0.weight", "layer3.1.bias", "fc2.bias"])
+def test_one_wrong_number_of_fifty_is_noticed(name: str, wrong: float) -> None:
+    exact = {each: torch.linspace(-1, 1, 50).double() for each in ("layer1.0.weight", "layer3.1.bias", "fc2.bias")}
+    ours = {each: values.float() for each, values in exact.items()}
+    assert trial.apart(ours, exact) < 1e-6
+
+    ours[name][-1] *= wrong
+
+    assert trial.apart(ours, exact) > trial.TOLERANCE
+
+
+def test_the_rounding_that_the_bias_before_batchnorm_has_for_a_gradient_does_not_count() -> None:
+    exact = {"layer1.0.bias": torch.tensor([1e-17]), "fc1.bias": torch.ones(1)}
+    assert trial.apart({"layer1.0.bias": torch.tensor([1e-6]), "fc1.bias": torch.ones(1)}, exact) == 0
