@@ -121,7 +121,7 @@ class ClassReport(_Document):
 
 
 class FileSize(_Document):
-    """Bytes of a checkpoint as it is, and after gzip (level 9, no name or time)."""
+    """Bytes of a checkpoint as it is, and after gzip (level 6, its default; no name or time)."""
 
     raw: int
     gzipped: int

@@ -77,7 +77,7 @@ def test_the_sizes_are_of_the_files(l1: Run) -> None:
     sizes, content = l1.report.sizes, (l1.folder / "compact.safetensors").read_bytes()
 
     assert sizes.compact is not None
-    assert (sizes.compact.raw, sizes.compact.gzipped) == (len(content), len(gzip.compress(content, 9, mtime=0)))
+    assert (sizes.compact.raw, sizes.compact.gzipped) == (len(content), len(gzip.compress(content, 6, mtime=0)))
     files = {"packed.npz": sizes.packed, "model.onnx": sizes.model_onnx, "compact.onnx": sizes.compact_onnx}
     assert files == {name: (l1.folder / name).stat().st_size for name in files}
 

@@ -103,7 +103,7 @@ def test_sizes_are_of_the_files(plain: Run) -> None:
         (plain.report.sizes.pruned, "model.safetensors"),
     ):
         content = (plain.folder / name).read_bytes()
-        assert (told.raw, told.gzipped) == (len(content), len(gzip.compress(content, 9, mtime=0)))
+        assert (told.raw, told.gzipped) == (len(content), len(gzip.compress(content, 6, mtime=0)))
 
 
 def test_the_table_holds_every_tensor(plain: Run) -> None:

@@ -78,7 +78,7 @@ def _leb128(numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 def _npz(**arrays: NDArray[np.uint8 | np.float32]) -> bytes:
-    """As numpy.savez_compressed, but deflated harder and without the time of day."""
+    """As numpy.savez_compressed, without the time of day."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for name, array in arrays.items():
@@ -86,5 +86,5 @@ def _npz(**arrays: NDArray[np.uint8 | np.float32]) -> bytes:
             entry.compress_type, entry.create_system = zipfile.ZIP_DEFLATED, 3  # Unix, wherever it is written
             file = io.BytesIO()
             np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False)
-            archive.writestr(entry, file.getvalue(), compresslevel=9)
+            archive.writestr(entry, file.getvalue())
     return content.getvalue()
