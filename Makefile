@@ -31,9 +31,11 @@ setup: $(STAMP) ## Make the virtual environment in .venv, or bring it up to date
 demo: $(STAMP) ## Train, prune and compare through the real service: [DATASET=digits] [DATA_DIR=folder]
 	@$(BIN)/secateur demo --dataset "$$DATASET" $${DATA_DIR:+--data-dir "$$DATA_DIR"}
 
+# One process more than two cores: a fifth of the time they wait for others. Those that run alone are the only ones there.
 test: lint types ## Check everything: lint, types and all tests; ARGS='-k name -x' go to pytest
 	@if test -n "$(ARGS)"; then $(BIN)/python -m pytest $(ARGS); else \
-		$(BIN)/python -m pytest -n 2 --dist loadfile && $(BIN)/python -m pytest -m alone; fi
+		$(BIN)/python -m pytest -n 3 --dist loadfile && \
+		$(BIN)/python -m pytest -m alone $$(grep -rl --include='*.py' 'mark\.alone' tests); fi
 
 acceptance: $(STAMP) ## Check what takes longer: experiment, demo, slow faults; ARGS go to pytest, TEST_DATA_DIR=folder takes MNIST
 	$(BIN)/python -m pytest -m 'acceptance or chaos' $(ARGS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
-from torchvision import datasets, transforms
 
 from benchmarks.bench.measuring import Setting
 from worker.engine.digits import load_digits
@@ -53,9 +52,10 @@ class Network(nn.Module):
 class _Digits(Dataset[tuple[Tensor, int]]):
     """What torchvision's MNIST does for an item, for where there is no MNIST."""
 
-    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
-        self.images, self.labels = images, labels
-        self.transform = transforms.ToTensor()
+    def __init__(
+        self, images: NDArray[np.uint8], labels: NDArray[np.uint8], transform: Callable[[Image.Image], Tensor]
+    ) -> None:
+        self.images, self.labels, self.transform = images, labels, transform
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -84,10 +84,14 @@ def files(setting: Setting) -> Iterator[Path | None]:
 @cache
 def pictures(folder: Path | None, count: int | None = None) -> Pictures:
     """The training images, the first `count` of them; MNIST as torchvision reads it, item by item through ToTensor."""
+    # Seconds, for it brings PyTorch's compilers along: not for who only imports this file.
+    from torchvision import datasets, transforms
+
+    transform = transforms.ToTensor()
     found: Pictures = (
-        _Digits(*load_digits(1437, 360)[:2])
+        _Digits(*load_digits(1437, 360)[:2], transform)
         if folder is None
-        else datasets.MNIST(folder, train=True, transform=transforms.ToTensor())
+        else datasets.MNIST(folder, train=True, transform=transform)
     )
     return found if count is None else Subset(found, range(count))
 

@@ -4,11 +4,11 @@ import gzip
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from app.contract.datasets import DATASETS, DatasetName
 from worker.engine.data import DatasetStore
@@ -19,8 +19,16 @@ from worker.engine.pixels import scaled
 DIGITS = DatasetStore(None).load(DatasetName.DIGITS)
 
 
-def test_digits_are_scikit_learns_split_by_class() -> None:
-    labels = load_digits().target
+@pytest.fixture(scope="module")
+def scikit_learns() -> Any:
+    # Seconds, which only the process of these tests is to spend.
+    from sklearn.datasets import load_digits
+
+    return load_digits()
+
+
+def test_digits_are_scikit_learns_split_by_class(scikit_learns: Any) -> None:
+    labels = scikit_learns.target
 
     together = torch.cat([DIGITS.train_labels, DIGITS.test_labels])
     assert (len(DIGITS.train_labels), len(DIGITS.test_labels)) == (1_437, 360)
@@ -36,8 +44,8 @@ def test_digits_are_28_by_28_and_bytes_from_0_to_255() -> None:
         assert (int(images.min()), int(images.max())) == (0, 255)
 
 
-def test_enlarging_keeps_the_brightness_of_each_image() -> None:
-    small = torch.tensor(load_digits().images, dtype=torch.float32).mean(dim=(1, 2)) / 16
+def test_enlarging_keeps_the_brightness_of_each_image(scikit_learns: Any) -> None:
+    small = torch.tensor(scikit_learns.images, dtype=torch.float32).mean(dim=(1, 2)) / 16
     large = scaled(torch.cat([DIGITS.train_images, DIGITS.test_images])).mean(dim=(1, 2, 3))
 
     assert torch.allclose(small.sort().values, large.sort().values, atol=0.02)
