@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from app.contract.datasets import DATASETS, DatasetFacts
 from app.contract.network import DataShape
 from app.contract.spec import DatasetSpec, TrainSpec, parse_stored
-from app.db import jobs
+from app.db import jobs, workers
 from app.db.attempts import Claim
 from app.db.turns import Waiting
 from worker.engine import device
@@ -31,9 +31,11 @@ class Party:
     most: int
     """Beside the first."""
     joins: Callable[[Waiting], bool]
+    sharers: int
+    """Other workers with such a device that have nothing to do."""
 
 
-def companions(session: Session, first: Claim, together: Together) -> Party | None:
+def companions(session: Session, first: Claim, together: Together, worker: str) -> Party | None:
     """Who may be trained with `first`, and how many of them this worker has room for; None when it goes alone."""
     spec = _train_spec(first.spec)
     if first.sweep_id is None or together.most < 2 or first.crashes > CRASHES or spec is None:
@@ -57,7 +59,7 @@ def companions(session: Session, first: Claim, together: Together) -> Party | No
 
     stages = plan(spec, spec.model.shapes(shape.ends))
     room = most_together(memory_beside(spec.model, stages, on, shape), on)
-    return Party(min(together.most, room) - 1, joins)
+    return Party(min(together.most, room) - 1, joins, workers.count_idle(session, device=on.type, beside=worker))
 
 
 def _train_spec(document: dict[str, Any]) -> TrainSpec | None:

@@ -25,3 +25,8 @@ def worker_id() -> str:
 def owner(job_process_pid: int) -> str:
     """Who holds a lease: one job process of this worker."""
     return f"{worker_id()}/{job_process_pid}"
+
+
+def worker_of(owner: str) -> str:
+    """The worker whose job process that is."""
+    return owner.rpartition("/")[0]

@@ -14,6 +14,7 @@ from app.core.tracing import trace_field
 from app.db import members, turns
 from app.db.attempts import Claim
 from app.db.session import AWAY
+from worker import identity
 from worker.attempt import Attempt
 from worker.companions import companions
 from worker.engine.execute import Training
@@ -55,7 +56,7 @@ def _claimed(session: Session, runtime: Runtime) -> list[Claim]:
     first = turns.claim_next(session, owner=owner, lease_seconds=lease_seconds, max_running=max_running)
     if first is None:
         return []
-    party = companions(session, first, runtime.together)
+    party = companions(session, first, runtime.together, identity.worker_of(owner))
     if party is None:
         return [first]
     others = turns.claim_beside(
@@ -63,6 +64,7 @@ def _claimed(session: Session, runtime: Runtime) -> list[Claim]:
         first,
         party.joins,
         most=party.most,
+        sharers=party.sharers,
         owner=owner,
         lease_seconds=lease_seconds,
         max_running=max_running,

@@ -8,6 +8,7 @@ equals, the older job. So the k-th job of a tenant that runs r waits on level r 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, NamedTuple
 
 from sqlalchemy import CTE, ColumnElement, func, literal, select, text, tuple_
@@ -65,14 +66,16 @@ def claim_beside(
     joins: Callable[[Waiting], bool],
     *,
     most: int,
+    sharers: int,
     owner: str,
     lease_seconds: float,
     max_running: int,
 ) -> list[Claim]:
     """Claim further members of the sweep of `first`, in their order, in the transaction that has claimed that one:
-    those that `joins` wants, at most so many, and no more than their tenant may still run."""
-    room = min(most, _cap(session, first.tenant, max_running) - count_running(session, first.tenant))
+    those that `joins` wants, at most so many, and no more than their tenant may still run. So many `sharers`, who have
+    nothing else to do, are left as many each."""
     claimed: list[Claim] = []
+    room = min(most, _cap(session, first.tenant, max_running) - count_running(session, first.tenant))
     if room < 1:
         return claimed
     queued = select(JobRow.id, JobRow.spec, JobRow.checkpoints, JobRow.crashes).where(
@@ -80,15 +83,19 @@ def claim_beside(
     )
     # Passing over what others hold: who cancels a sweep locks its members too, in another order.
     queued = queued.order_by(JobRow.queued_at, JobRow.id).with_for_update(skip_locked=True)
-    for row in session.execute(queued).all():
-        waiting = Waiting(row.spec, tuple(Checkpoint(**each) for each in row.checkpoints), row.crashes)
-        if not joins(waiting):
-            continue
-        other = claim(session, row.id, owner=owner, lease_seconds=lease_seconds)
+    joining = (
+        row.id
+        for row in session.execute(queued).all()
+        if joins(Waiting(row.spec, tuple(Checkpoint(**each) for each in row.checkpoints), row.crashes))
+    )
+    shared = list(islice(joining, (room + 1) * (1 + sharers) - 1))  # no more are needed to fill all of them
+    share = -(-(1 + len(shared)) // (1 + sharers)) - 1
+    for job_id in shared:
+        if len(claimed) == share:
+            break
+        other = claim(session, job_id, owner=owner, lease_seconds=lease_seconds)
         if other is not None:  # its time in the queue may have run out just then
             claimed.append(other)
-        if len(claimed) == room:
-            break
     return claimed
 
 

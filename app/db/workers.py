@@ -10,7 +10,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.db.clock import now, seconds
-from app.db.models import WorkerRow
+from app.db.models import JobRow, WorkerRow
+from app.db.moves import LEASED
 
 ALIVE_SECONDS = 30
 """A worker that has not been seen for so long is shown as not alive."""
@@ -59,6 +60,13 @@ def all_workers(session: Session) -> Sequence[tuple[WorkerRow, bool]]:
 
 def count_alive(session: Session) -> int:
     return session.scalar(select(func.count()).where(_alive())) or 0
+
+
+def count_idle(session: Session, *, device: str, beside: str) -> int:
+    """Workers that are alive, have this kind of device and hold no lease, beside the one that asks."""
+    holds = func.starts_with(JobRow.lease_owner, WorkerRow.id + "/") & JobRow.status.in_(LEASED)
+    idle = (WorkerRow.device == device, WorkerRow.id != beside, ~select(JobRow.id).where(holds).exists())
+    return session.scalar(select(func.count()).select_from(WorkerRow).where(_alive(), *idle)) or 0
 
 
 class Heartbeat(NamedTuple):

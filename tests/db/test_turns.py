@@ -115,13 +115,18 @@ def test_what_is_cancelled_while_it_is_chosen_is_passed_by(made: Jobs, sessions:
 
 
 def _claim_together(
-    made: Jobs, *, most: int = 9, max_running: int = UNLIMITED, joins: Callable[[turns.Waiting], bool] = lambda _: True
+    made: Jobs,
+    *,
+    most: int = 9,
+    sharers: int = 0,
+    max_running: int = UNLIMITED,
+    joins: Callable[[turns.Waiting], bool] = lambda _: True,
 ) -> list[str]:
     with made.sessions.begin() as session:
         terms: dict[str, Any] = {"owner": "w", "lease_seconds": LEASE, "max_running": max_running}
         first = turns.claim_next(session, **terms)
         assert first is not None
-        others = turns.claim_beside(session, first, joins, most=most, **terms)
+        others = turns.claim_beside(session, first, joins, most=most, sharers=sharers, **terms)
     return [claim.job_id for claim in (first, *others)]
 
 
@@ -139,9 +144,41 @@ def test_members_of_one_sweep_are_claimed_at_once_in_their_order(made: Jobs) -> 
     assert {made.row(job_id).status for job_id in (*other.members, later)} == {"queued"}
 
 
+@pytest.mark.parametrize(
+    ("members", "most", "sharers", "shares"),
+    [
+        (8, 9, 1, [4, 2, 1, 1]),
+        (7, 9, 1, [4, 2, 1]),
+        (7, 9, 2, [3, 2, 1, 1]),
+        (3, 9, 5, [1, 1, 1]),
+        (9, 2, 1, [3, 3, 2, 1]),  # enough for all to be full
+    ],
+)
+def test_who_has_nothing_to_do_is_left_as_many(
+    made: Jobs, members: int, most: int, sharers: int, shares: list[int]
+) -> None:
+    """As many of those that wait at that moment: here, others take theirs after this one has taken its next."""
+    _, ids = made.sweep([0.01 * number for number in range(members)])
+    left = list(ids)
+    for share in shares:
+        assert _claim_together(made, most=most, sharers=sharers) == left[:share]
+        del left[:share]
+    assert left == []
+
+
 def test_only_those_that_are_wanted_are_claimed_with_another(made: Jobs) -> None:
     _, ids = made.sweep([0.1, 0.2, 0.3])
     assert _claim_together(made, joins=lambda waiting: waiting.spec["pruning"]["threshold"] == 0.3) == [ids[0], ids[2]]
+
+
+def test_those_that_others_could_not_take_either_are_not_shared(made: Jobs) -> None:
+    _, ids = made.sweep([0.1, 0.2, 0.3, 0.4, 0.5])
+    wanted = [ids[0], ids[1], ids[4]]
+
+    def joins(waiting: turns.Waiting) -> bool:
+        return waiting.spec["pruning"]["threshold"] in (0.1, 0.2, 0.5)
+
+    assert _claim_together(made, joins=joins, sharers=1) == wanted[:2]
 
 
 def test_members_that_are_claimed_at_once_keep_their_tenants_cap(made: Jobs) -> None:

@@ -4,15 +4,19 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.db import workers
+from app.contract.status import Status
+from app.db import attempts, workers
+from tests.db.conftest import Jobs
 
 
-def _seen(sessions: sessionmaker[Session], job_id: str | None = None) -> None:
+def _seen(
+    sessions: sessionmaker[Session], job_id: str | None = None, *, worker_id: str = "host:1", device: str = "cpu"
+) -> None:
     with sessions.begin() as session:
         workers.seen(
             session,
-            worker_id="host:1",
-            device="cpu",
+            worker_id=worker_id,
+            device=device,
             device_name="x86_64",
             threads=2,
             versions={"torch": "2"},
@@ -47,3 +51,25 @@ def test_a_worker_that_takes_leave_is_gone(sessions: sessionmaker[Session]) -> N
     with sessions.begin() as session:
         workers.gone(session, "host:1")
         assert workers.all_workers(session) == []
+
+
+def test_idle_is_who_is_alive_and_holds_no_lease(made: Jobs, sessions: sessionmaker[Session]) -> None:
+    for worker_id, device in (("host:1", "cuda"), ("host:10", "cuda"), ("host:2", "cuda"), ("host:3", "cpu")):
+        _seen(sessions, worker_id=worker_id, device=device)
+
+    def idle(device: str = "cuda") -> int:
+        with sessions() as session:
+            return workers.count_idle(session, device=device, beside="host:1")
+
+    assert (idle(), idle("cpu")) == (2, 1)
+    job_id = made.queued()
+    with sessions.begin() as session:
+        assert attempts.claim(session, job_id, owner="host:10/7", lease_seconds=60)
+    assert idle() == 1
+    made.end(job_id, Status.SUCCEEDED)
+    assert idle() == 2
+    with sessions.begin() as session:
+        session.execute(
+            text("UPDATE workers SET last_seen_at = last_seen_at - interval '1 minute' WHERE id = 'host:2'")
+        )
+    assert idle() == 1

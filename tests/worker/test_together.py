@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.contract.report import Manifest, Report
 from app.contract.spec import parse_spec
-from app.db import jobs, tenants
+from app.db import jobs, tenants, workers
 from app.db.models import EventRow
 from app.services import jobs as service
 from app.services.jobs import Terms
@@ -149,6 +150,23 @@ def test_no_more_are_claimed_than_a_worker_may_train_at_once(worker: Runtime, su
     run_job(members[0], replace(worker, together=Together(2, "any")))
     assert _statuses(read, members) == ["succeeded", "succeeded", "queued"]
     assert _together(worker, read, members[:2]) == [2] * 2
+
+
+def test_a_worker_with_nothing_to_do_is_left_its_share(
+    worker: Runtime, submit_sweep: Sweep, read: Read, sessions: sessionmaker[Session]
+) -> None:
+    told: dict[str, Any] = {"device": "cpu", "device_name": "c", "threads": 1, "versions": {}, "job_id": None}
+    with sessions.begin() as session:
+        for worker_id in ("worker of the test", "another"):
+            workers.seen(session, worker_id=worker_id, **told)
+    *members, _ = submit_sweep()
+
+    run_job(members[0], worker)
+    assert _statuses(read, members) == ["succeeded", "succeeded", "queued"]
+    assert _together(worker, read, members[:2]) == [2] * 2
+
+    run_job(members[2], replace(worker, owner="another/1"))
+    assert _together(worker, read, members) == [2, 2, None]
 
 
 def test_the_tenants_running_cap_holds(
