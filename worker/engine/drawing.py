@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
+from matplotlib.patches import StepPatch
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
@@ -133,11 +134,11 @@ def _draw_tensor(axes: Axes, tensor: TensorHistogram, *, log: bool) -> None:
     # The later over the earlier: what stays pale is what pruning took away.
     for (when, distribution), color in zip(drawn.items(), (_BEFORE, _AFTER), strict=False):
         label = f"{when} pruning" if tensor.after else "not pruned"
-        axes.stairs(*_stairs(distribution, span), fill=True, baseline=floor, color=color, label=label)
+        _add(axes, *_stairs(distribution, span), floor, fill=True, linewidth=0, color=color, label=label)
     axes.set_xlim(span)
     axes.set_ylabel("count, log scale" if log else "count")
     if log:
-        _scale_log(axes, floor)
+        _scale_log(axes, floor, max(max(each.counts) for each in drawn.values()))
     else:
         _scale_linear(axes, highest := _highest(tensor.before.counts))
         _tell_what_is_cut_off(axes, drawn, highest)
@@ -266,10 +267,15 @@ def _draw_densities(axes: Axes, by_color: Mapping[str, Distribution], span: _Spa
     outlines = [_stairs(distribution, span) for distribution in by_color.values()]
     floor = _LOG_FLOOR * min(0.01 / float(np.diff(edges).max()) for _, edges in outlines)
     for color, (counts, edges) in zip(by_color, outlines, strict=True):
-        axes.stairs(counts * 0.01 / np.diff(edges), edges, baseline=floor, color=color, linewidth=1.1)
+        _add(axes, counts * 0.01 / np.diff(edges), edges, floor, fill=False, color=color, linewidth=1.1)
     axes.set_xlim(span)
     axes.set_ylabel("count per 0.01 of value")
-    _scale_log(axes, floor)
+    _scale_log(axes, floor, max(float((counts * 0.01 / np.diff(edges)).max()) for counts, edges in outlines))
+
+
+def _add(axes: Axes, heights: NDArray[np.float64], edges: NDArray[np.float64], floor: float, **style: Any) -> None:
+    """As `Axes.stairs`, without the limits that it works out for each bar: they are set anyway."""
+    axes.add_artist(StepPatch(heights, edges, baseline=floor, **style))
 
 
 def _mark_threshold(axes: Axes, threshold: float | None) -> None:
@@ -309,10 +315,10 @@ def _scale_linear(axes: Axes, highest: float) -> None:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
-def _scale_log(axes: Axes, floor: float) -> None:
+def _scale_log(axes: Axes, floor: float, highest: float) -> None:
     axes.set_yscale("log")
-    # Over more than a decade, so that at least one mark has a number.
-    axes.set_ylim(floor, max(axes.get_ylim()[1], 11 * floor))
+    # Over more than a decade, so that at least one mark has a number; with a twentieth of room at the top.
+    axes.set_ylim(floor, max(highest * (highest / floor) ** 0.05, 11 * floor))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
