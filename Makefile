@@ -31,7 +31,8 @@ setup: $(STAMP) ## Make the virtual environment in .venv, or bring it up to date
 demo: $(STAMP) ## Train, prune and compare through the real service: [DATASET=digits] [DATA_DIR=folder]
 	@$(BIN)/secateur demo --dataset "$$DATASET" $${DATA_DIR:+--data-dir "$$DATA_DIR"}
 
-# One process more than two cores: a fifth of the time they wait for others. Those that run alone are the only ones there.
+# Three processes for two cores: each waits a fifth of its time, for servers and workers. The second call imports only the
+# files in which something is marked.
 test: lint types ## Check everything: lint, types and all tests; ARGS='-k name -x' go to pytest
 	@if test -n "$(ARGS)"; then $(BIN)/python -m pytest $(ARGS); else \
 		$(BIN)/python -m pytest -n 3 --dist loadfile && \

@@ -81,6 +81,7 @@ class Attempt:
         except AttemptStopped:
             return self._finish(None)
         except EngineError as error:
+            self._runtime.end_if_broken()  # a fault while something is loaded passes for a broken file
             return self._fail(error.code, str(error))
         except Exception as error:
             self._runtime.end_if_broken()

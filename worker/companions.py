@@ -32,7 +32,7 @@ class Party:
     """Beside the first."""
     joins: Callable[[Waiting], bool]
     sharers: int
-    """Other workers with such a device that have nothing to do."""
+    """Other workers with such a device that hold no lease."""
 
 
 def companions(session: Session, first: Claim, together: Together, worker: str) -> Party | None:

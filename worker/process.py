@@ -36,8 +36,8 @@ class JobProcess:
         self._queue = Queue(settings.redis_url.get_secret_value())
         self._traces = tracing.make_provider("secateur-worker")
         owner = identity.owner(os.getpid())
+        chosen = device.choose(settings.worker_device)
         pipeline.warm_up()
-        chosen = device.choose("auto")
         described = Identity(identity.worker_id(), chosen.type, device.name_of(chosen), threads, versions())
         self._presence = Presence(sessions, described)
         self._presence.start()
@@ -60,12 +60,13 @@ class JobProcess:
 
     def run(self, job_id: str) -> None:
         try:
-            run_job(job_id, self._runtime)
+            try:
+                run_job(job_id, self._runtime)
+            finally:
+                memory.give_back()  # when the job's end is told already
         except Exception:
             self._runtime.end_if_broken()
             raise
-        finally:
-            memory.give_back()  # when the job's end is told already
 
     def close(self) -> None:
         self._presence.stop()

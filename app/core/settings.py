@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     max_stored_bytes: Limit = UNLIMITED
     requests_per_minute: Limit = 6_000
     """These four are of a tenant that has none of its own; `none` is no limit."""
+    worker_device: Literal["auto", "cuda"] = "auto"
+    """`cuda`: a worker that finds no GPU takes no jobs, rather than work without."""
     worker_threads: Annotated[int | None, Field(ge=1)] = None
     """Torch threads of one worker; None takes all cores: with several workers on a machine, share them out."""
     worker_together: Annotated[int, Field(ge=1, le=256)] = 16

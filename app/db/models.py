@@ -317,7 +317,7 @@ class DeliveryRow(Base):
 
 class WorkerRow(Base):
     """A worker's sign of life, for people and `/v1/system`; also, how many members of a sweep another one leaves to it.
-    Nothing that a job comes to rests on it."""
+    What state a job is in never rests on it."""
 
     __tablename__ = "workers"
 

@@ -72,10 +72,10 @@ def claim_beside(
     max_running: int,
 ) -> list[Claim]:
     """Claim further members of the sweep of `first`, in their order, in the transaction that has claimed that one:
-    those that `joins` wants, at most so many, and no more than their tenant may still run. So many `sharers`, who have
-    nothing else to do, are left as many each."""
+    those that `joins` wants, at most so many, and no more than their tenant may still run. So many `sharers`, who
+    hold no lease, are left as many each."""
     claimed: list[Claim] = []
-    room = min(most, _cap(session, first.tenant, max_running) - count_running(session, first.tenant))
+    room = _cap(session, first.tenant, max_running) - count_running(session, first.tenant)
     if room < 1:
         return claimed
     queued = select(JobRow.id, JobRow.spec, JobRow.checkpoints, JobRow.crashes).where(
@@ -88,7 +88,8 @@ def claim_beside(
         for row in session.execute(queued).all()
         if joins(Waiting(row.spec, tuple(Checkpoint(**each) for each in row.checkpoints), row.crashes))
     )
-    shared = list(islice(joining, (room + 1) * (1 + sharers) - 1))  # no more are needed to fill all of them
+    # No more than all of them, or the tenant, have room for.
+    shared = list(islice(joining, min((1 + most) * (1 + sharers) - 1, room)))
     share = -(-(1 + len(shared)) // (1 + sharers)) - 1
     for job_id in shared:
         if len(claimed) == share:

@@ -113,6 +113,7 @@ def test_a_repeated_upload_is_one_job_and_leaves_one_file(
 
     assert (first.status_code, again.content) == (202, first.content)
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+    assert uploads.is_dir()
     assert {path.name for path in uploads.glob("*")} - of_others <= {first.json()["id"]}
 
 

@@ -157,7 +157,7 @@ def test_members_of_one_sweep_are_claimed_at_once_in_their_order(made: Jobs) -> 
 def test_who_has_nothing_to_do_is_left_as_many(
     made: Jobs, members: int, most: int, sharers: int, shares: list[int]
 ) -> None:
-    """As many of those that wait at that moment: here, others take theirs after this one has taken its next."""
+    """Of those that wait at that moment: here the same worker comes again and again, and the others never do."""
     _, ids = made.sweep([0.01 * number for number in range(members)])
     left = list(ids)
     for share in shares:
@@ -169,6 +169,16 @@ def test_who_has_nothing_to_do_is_left_as_many(
 def test_only_those_that_are_wanted_are_claimed_with_another(made: Jobs) -> None:
     _, ids = made.sweep([0.1, 0.2, 0.3])
     assert _claim_together(made, joins=lambda waiting: waiting.spec["pruning"]["threshold"] == 0.3) == [ids[0], ids[2]]
+
+
+@pytest.mark.parametrize(("cap", "shares"), [(4, [2, 1, 1]), (3, [2, 1]), (1, [1])])
+def test_what_a_tenant_may_still_run_is_shared_too(made: Jobs, cap: int, shares: list[int]) -> None:
+    _, ids = made.sweep([0.01 * number for number in range(9)])
+    left = list(ids)
+    for share in shares:
+        assert _claim_together(made, sharers=1, max_running=cap) == left[:share]
+        del left[:share]
+    assert _claim(made.sessions, max_running=cap) is None
 
 
 def test_those_that_others_could_not_take_either_are_not_shared(made: Jobs) -> None:

@@ -397,6 +397,8 @@ def test_own_kernels_stand_their_trial_here_and_without_them_training_goes_on(
     assert kernels.usable(examples.images)
     kernels.TRUSTED.clear()
     assert not kernels.usable(examples.images)
+    with reproducible(gpu):
+        assert trial.difference(gpu) < trial.TOLERANCE / 2
     assert len(_train(examples, Course(TrainingSpec(epochs=2))).progress.history) == 2
 
 

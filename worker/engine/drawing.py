@@ -132,13 +132,14 @@ def _draw_tensor(axes: Axes, tensor: TensorHistogram, *, log: bool) -> None:
     span = _span(drawn.values())
     _mark_threshold(axes, tensor.threshold)
     # The later over the earlier: what stays pale is what pruning took away.
-    for (when, distribution), color in zip(drawn.items(), (_BEFORE, _AFTER), strict=False):
+    outlines = [_stairs(distribution, span) for distribution in drawn.values()]
+    for when, (counts, edges), color in zip(drawn, outlines, (_BEFORE, _AFTER), strict=False):
         label = f"{when} pruning" if tensor.after else "not pruned"
-        _add(axes, *_stairs(distribution, span), floor, fill=True, linewidth=0, color=color, label=label)
+        _add(axes, counts, edges, floor, fill=True, linewidth=0, color=color, label=label)
     axes.set_xlim(span)
     axes.set_ylabel("count, log scale" if log else "count")
     if log:
-        _scale_log(axes, floor, max(max(each.counts) for each in drawn.values()))
+        _scale_log(axes, floor, max(float(counts.max()) for counts, _ in outlines))
     else:
         _scale_linear(axes, highest := _highest(tensor.before.counts))
         _tell_what_is_cut_off(axes, drawn, highest)

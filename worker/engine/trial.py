@@ -1,5 +1,6 @@
 """Kernels of our own are tried on a worker's GPU before its first job: a GPU, a driver or a PyTorch that is new to them
-may not compile them, or not compute what they say. PyTorch's own are slower, and right."""
+may not compile them, not launch them, or not compute what they say. PyTorch's own are slower, and right. (A kernel that
+writes where it may not breaks all of its process, for which this is no remedy.)"""
 
 from __future__ import annotations
 
@@ -13,13 +14,14 @@ from torch import Tensor, nn
 
 from app.contract.network import MNIST_ENDS, MNIST_SHAPE
 from app.contract.spec import ModelSpec
+from app.contract.training import TrainingSpec
 from worker.engine import kernels
 from worker.engine.model import fresh
 from worker.engine.seeding import generator
 from worker.engine.together.stack import Stack
 
-BATCH = 128
-"""The default, so that no other kernels are compiled than a job with defaults needs anyway."""
+MEMBERS = 16
+"""As many as a worker trains together by default: for few threads other kernels are compiled than for many."""
 
 TOLERANCE = 0.05
 """Of a gradient's length. One channel that is wrong, or a border, changes a fifth; rounding changes 1e-5, or, where it
@@ -31,40 +33,40 @@ logger = logging.getLogger(__name__)
 def try_kernels(on: torch.device) -> None:
     """When they fall through, this process does not use them from then on, and its log says so."""
     try:
-        apart = difference(on)
-    except Exception:  # of the compiler, of the driver, of a kernel: no job should meet it
+        found = difference(on)
+    except Exception:  # of the compiler or the driver: no job should meet it
         logger.exception("own kernels do not run on this device: PyTorch's are used, training is slower")
     else:
-        if apart <= TOLERANCE:  # which no NaN is
+        if found <= TOLERANCE:
             return
         logger.error(
             "own kernels compute something else on this device: PyTorch's are used, training is slower",
-            extra={"apart": apart, "tolerance": TOLERANCE},
+            extra={"difference": f"{found:.3g}", "tolerance": TOLERANCE},
         )
     kernels.TRUSTED.clear()
 
 
 def difference(on: torch.device) -> float:
-    """Between the gradients of default networks, one alone and two as one, on that device and by PyTorch on a CPU in
-    double precision: the largest, as `apart` has it."""
+    """Between what a step computes of default networks, one alone and many as one, on that device and by PyTorch on a
+    CPU in double precision: the largest, as `apart` has it."""
+    batch = TrainingSpec(epochs=1).batch_size
     stream = generator(0, "trial")
     shape = (MNIST_SHAPE.channels, MNIST_SHAPE.height, MNIST_SHAPE.width)
-    images = torch.rand(BATCH, *shape, generator=stream)
-    slopes = torch.randn(BATCH, MNIST_ENDS.classes, generator=stream)
-    # As many images in all: what is launched is cut into the same blocks.
-    halves, their_slopes = (torch.stack(each.chunk(2)) for each in (images, slopes))
-    networks = [fresh(ModelSpec(), seed) for seed in (0, 1)]
-    found = [apart(_alone(networks[0], images, slopes, on), _exact(networks[0], images, slopes))]
-    together = _together(networks, halves, their_slopes, on)
-    for number, network in enumerate(networks):
-        own = {name: gradient[number] for name, gradient in together.items()}
-        found.append(apart(own, _exact(network, halves[number], their_slopes[number])))
-    return max(found)
+    images = torch.rand(MEMBERS, batch, *shape, generator=stream)
+    slopes = torch.randn(MEMBERS, batch, MNIST_ENDS.classes, generator=stream)
+    networks = [fresh(ModelSpec(), seed) for seed in range(MEMBERS)]
+    together = _together(networks, images, slopes, on)
+    first, last = (_exact(networks[number], images[number], slopes[number]) for number in (0, -1))
+    return max(
+        apart(_alone(networks[0], images[0], slopes[0], on), first),
+        apart({name: tensor[0] for name, tensor in together.items()}, first),
+        apart({name: tensor[-1] for name, tensor in together.items()}, last),
+    )
 
 
 def apart(ours: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -> float:
-    """How far the gradients of ours are from the exact ones at most, each in parts of its length; infinite where
-    there is what is no number. Those of biases before BatchNorm, which takes them away, are nothing but rounding."""
+    """How far our tensors are from the exact ones at most, each in parts of its length; infinite where there is what is
+    no number. Gradients of biases before BatchNorm, which takes them away, are nothing but rounding."""
     parts = [
         float((ours[name].cpu().double() - exact[name]).norm() / exact[name].norm())
         for name in exact
@@ -79,14 +81,22 @@ def _exact(network: nn.Module, images: Tensor, slopes: Tensor) -> dict[str, Tens
 
 def _alone(network: nn.Module, images: Tensor, slopes: Tensor, on: torch.device) -> dict[str, Tensor]:
     there = copy.deepcopy(network).to(on).train()
-    return _gradients(dict(there.named_parameters()), there(images.to(on)), slopes.to(on))
+    gradients = _gradients(dict(there.named_parameters()), there(images.to(on)), slopes.to(on))
+    return gradients | _statistics(dict(there.named_buffers()))
 
 
 def _together(networks: Sequence[nn.Module], images: Tensor, slopes: Tensor, on: torch.device) -> dict[str, Tensor]:
+    """Each tensor has the networks as its first dimension."""
     stack = Stack([copy.deepcopy(network).to(on) for network in networks])
-    return _gradients(stack.parameters, stack.logits(images.to(on)), slopes.to(on))
+    gradients = _gradients(stack.parameters, stack.logits(images.to(on)), slopes.to(on))
+    return gradients | _statistics(stack.tensors)
 
 
 def _gradients(parameters: Mapping[str, Tensor], logits: Tensor, slopes: Tensor) -> dict[str, Tensor]:
     found = torch.autograd.grad((logits * slopes).sum(), list(parameters.values()))
     return dict(zip(parameters, found, strict=True))
+
+
+def _statistics(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """BatchNorm's, as they have moved on."""
+    return {name: tensor for name, tensor in tensors.items() if "running_" in name}
