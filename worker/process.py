@@ -15,6 +15,7 @@ from app.storage import LocalStore
 from worker import identity
 from worker.engine import device, memory, pipeline
 from worker.engine.data import DatasetStore
+from worker.engine.errors import DeviceUnavailable
 from worker.engine.export import versions
 from worker.engine.lockstep import Together
 from worker.presence import Identity, Presence
@@ -29,6 +30,10 @@ class JobProcess:
     """One job at a time, or some members of a sweep at once, in a process of its own."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises DeviceUnavailable."""
+        chosen = device.choose("auto")
+        if settings.worker_device == "cuda" and chosen.type != "cuda":
+            raise DeviceUnavailable("SECATEUR_WORKER_DEVICE is cuda, and there is no CUDA device here")
         threads = settings.worker_threads or usable_cores()
         torch.set_num_threads(threads)
         self._engine = make_engine(settings.sqlalchemy_url, pool_size=POOL_SIZE)
@@ -36,7 +41,6 @@ class JobProcess:
         self._queue = Queue(settings.redis_url.get_secret_value())
         self._traces = tracing.make_provider("secateur-worker")
         owner = identity.owner(os.getpid())
-        chosen = device.choose(settings.worker_device)
         pipeline.warm_up()
         described = Identity(identity.worker_id(), chosen.type, device.name_of(chosen), threads, versions())
         self._presence = Presence(sessions, described)

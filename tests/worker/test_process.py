@@ -7,12 +7,17 @@ import json
 
 import httpx
 import psutil
+import pytest
 import redis
+import torch
 
+from app.core.settings import Settings
 from app.local import Stack
 from app.queue import QUEUE
 from tests.specs import Document, finished, submit, train_spec
 from tests.waiting import wait_until
+from worker.engine.errors import DeviceUnavailable
+from worker.process import JobProcess
 
 
 def _uses_torch(process: psutil.Process) -> bool:
@@ -73,3 +78,10 @@ def test_a_workers_log_tells_of_each_attempt(service: Stack, trained: Document) 
     told = [(entry["message"], entry["attempt"]) for entry in entries if _is_about(trained, entry)]
     assert told == [("attempt started", 1), ("attempt ended", 1)]
     assert "-- *****" not in log
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_a_worker_that_needs_a_gpu_does_not_work_without() -> None:
+    url, broker = "postgresql://nowhere/x", "redis://127.0.0.1:1/0"
+    with pytest.raises(DeviceUnavailable, match="SECATEUR_WORKER_DEVICE is cuda"):
+        JobProcess(Settings(database_url=url, redis_url=broker, worker_device="cuda"))
