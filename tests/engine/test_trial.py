@@ -20,15 +20,15 @@ def trusted() -> Iterator[None]:
     kernels.TRUSTED.set()
 
 
-@pytest.fixture(scope="module")
-def found() -> float:
-    """How far this CPU is from itself in double precision."""
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What many members are for, other kernels, a CPU does not have."""
+    monkeypatch.setattr(trial, "MEMBERS", 2)
+
+
+def test_what_computes_as_pytorch_does_stands_the_trial() -> None:
     with reproducible(ON_CPU):
-        return trial.difference(ON_CPU)
-
-
-def test_what_computes_as_pytorch_does_stands_the_trial(found: float) -> None:
-    assert 0 < found < trial.TOLERANCE / 2
+        assert 0 < trial.difference(ON_CPU) < trial.TOLERANCE / 2
 
 
 @pytest.mark.usefixtures("trusted")
