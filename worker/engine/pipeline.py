@@ -143,6 +143,7 @@ def warm_up() -> None:
         network = fresh(ModelSpec(), seed=0)
         device.place(network, chosen)
         train(network, examples, course, Progress(), _SILENT)
+    memory.give_back()
 
 
 def _train(spec: TrainSpec, at: Workplace) -> Steps[NetworkResult]:
