@@ -121,7 +121,7 @@ def size_report(dense: bytes, pruned: bytes, exported: Mapping[str, bytes]) -> S
 
 
 def _file_size(content: bytes) -> FileSize:
-    # Level 9 takes five times as long, a second for a file of the default network that is half zeros, and saves 1 %.
+    # Level 9 takes five times as long, a second for a default network that is half zeros, and saves 1 to 3 %.
     return FileSize(raw=len(content), gzipped=len(gzip.compress(content, compresslevel=6, mtime=0)))
 
 
