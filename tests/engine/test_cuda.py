@@ -20,6 +20,7 @@ from app.contract.datasets import DatasetName
 from app.contract.pruning import MagnitudePruning, Scored, TaylorPruning
 from app.contract.spec import ModelSpec, parse_spec
 from app.contract.training import FineTuningSpec, ProximalL1, TrainingSpec
+from tests.engine.optimizers import OPTIMIZERS
 from worker.engine import device, kernels, pipeline, resume, trial
 from worker.engine.convolve import convolved
 from worker.engine.data import DatasetStore
@@ -44,13 +45,6 @@ MODEL = ModelSpec(channels=(2, 3, 4), hidden=8)
 STEPS = 3
 """An epoch: two whole batches, and a smaller one."""
 
-OPTIMIZERS: list[dict[str, Any]] = [
-    {"name": "adam"},
-    {"name": "adamw", "weight_decay": 0.1},
-    {"name": "sgd", "momentum": 0.9},
-    {"name": "sgd", "momentum": 0.9, "nesterov": True},
-    {"name": "sgd", "momentum": 0},
-]
 PENALTIES: list[dict[str, Any] | None] = [
     None,
     {"penalty": "l1"},

@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.engine.conftest import Listener
+from tests.engine.optimizers import OPTIMIZERS
 from tests.engine.together import (
     NEAR,
-    OPTIMIZERS,
     agree,
     alone,
     apart,

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.engine.conftest import Listener
+from tests.engine.optimizers import OPTIMIZERS
 from tests.engine.together import (
     MODEL,
     NEAR,
-    OPTIMIZERS,
     Keeping,
     Power,
     agree,

@@ -20,6 +20,7 @@ from app.contract.training import FineTuningSpec, L1Penalty, ProximalL1, Regular
 from tests.engine.conftest import Listener, run
 from tests.engine.few import ALL, FEW
 from tests.engine.measured import measured
+from tests.engine.optimizers import OPTIMIZERS
 from tests.specs import Document, train_spec
 from worker.engine.device import choose, name_of
 from worker.engine.errors import DeviceUnavailable, NonFiniteLoss
@@ -137,13 +138,6 @@ def _half_masked(network: nn.Module) -> Mask:
     return Mask({name: torch.rand(p.shape, generator=pick) < 0.5 for name, p in network.named_parameters()})
 
 
-OPTIMIZERS: list[Document] = [
-    {"name": "adam"},
-    {"name": "adamw", "weight_decay": 0.1},
-    {"name": "sgd", "momentum": 0.9},
-    {"name": "sgd", "momentum": 0.9, "nesterov": True},
-    {"name": "sgd", "momentum": 0},
-]
 PENALTIES: list[Document | None] = [None, {"penalty": "l2", "strength": 0.1}, {"penalty": "l1-proximal"}]
 
 

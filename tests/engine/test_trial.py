@@ -12,6 +12,8 @@ from worker.engine import kernels, trial
 from worker.engine.seeding import reproducible
 
 ON_CPU = torch.device("cpu")
+FEW = 2
+"""What many members are for, other kernels, a CPU does not have."""
 
 
 @pytest.fixture
@@ -20,15 +22,9 @@ def trusted() -> Iterator[None]:
     kernels.TRUSTED.set()
 
 
-@pytest.fixture(autouse=True)
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What many members are for, other kernels, a CPU does not have."""
-    monkeypatch.setattr(trial, "MEMBERS", 2)
-
-
 def test_what_computes_as_pytorch_does_stands_the_trial() -> None:
     with reproducible(ON_CPU):
-        assert 0 < trial.difference(ON_CPU) < trial.TOLERANCE / 2
+        assert 0 < trial.difference(ON_CPU, FEW) < trial.TOLERANCE / 2
 
 
 @pytest.mark.usefixtures("trusted")
@@ -42,15 +38,9 @@ def test_what_computes_as_pytorch_does_stands_the_trial() -> None:
     ],
 )
 def test_kernels_are_used_when_they_have_stood_the_trial_alone(
-    device: str,
-    tolerance: float,
-    told: list[str],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    device: str, tolerance: float, told: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(trial, "TOLERANCE", tolerance)
-
-    trial.try_kernels(torch.device(device))
+    trial.try_kernels(torch.device(device), members=FEW, tolerance=tolerance)
 
     assert [record.getMessage().partition(" on this device")[0] for record in caplog.records] == told
     assert kernels.TRUSTED.is_set() == (told == [])

@@ -34,13 +34,6 @@ from worker.engine.train import Examples, train
 DIGITS = ALL.load(DatasetName.DIGITS)
 MODEL = ModelSpec(channels=(2, 2, 4), hidden=8)
 
-OPTIMIZERS: list[Document] = [
-    {"name": "adam"},
-    {"name": "adamw", "weight_decay": 0.1},
-    {"name": "sgd", "momentum": 0.9},
-    {"name": "sgd", "momentum": 0.9, "nesterov": True},
-    {"name": "sgd", "momentum": 0},
-]
 NEAR = 1e-6
 """In double precision, after a few steps of parameters that are about 0.1 and move by 0.01."""
 

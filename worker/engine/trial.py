@@ -30,31 +30,31 @@ turns over a rectifier or a maximum that is on the verge, up to 0.015 (of twelve
 logger = logging.getLogger(__name__)
 
 
-def try_kernels(on: torch.device) -> None:
+def try_kernels(on: torch.device, *, members: int = MEMBERS, tolerance: float = TOLERANCE) -> None:
     """When they fall through, this process does not use them from then on, and its log says so."""
     try:
-        found = difference(on)
+        found = difference(on, members)
     except Exception:  # of the compiler or the driver: no job should meet it
         logger.exception("own kernels do not run on this device: PyTorch's are used, training is slower")
     else:
-        if found <= TOLERANCE:
+        if found <= tolerance:
             return
         logger.error(
             "own kernels compute something else on this device: PyTorch's are used, training is slower",
-            extra={"difference": f"{found:.3g}", "tolerance": TOLERANCE},
+            extra={"difference": f"{found:.3g}", "tolerance": tolerance},
         )
     kernels.TRUSTED.clear()
 
 
-def difference(on: torch.device) -> float:
-    """Between what a step computes of default networks, one alone and many as one, on that device and by PyTorch on a
-    CPU in double precision: the largest, as `apart` has it."""
+def difference(on: torch.device, members: int = MEMBERS) -> float:
+    """Between what a step computes of default networks, one alone and so many as one, on that device and by PyTorch on
+    a CPU in double precision: the largest, as `apart` has it."""
     batch = TrainingSpec(epochs=1).batch_size
     stream = generator(0, "trial")
     shape = (MNIST_SHAPE.channels, MNIST_SHAPE.height, MNIST_SHAPE.width)
-    images = torch.rand(MEMBERS, batch, *shape, generator=stream)
-    slopes = torch.randn(MEMBERS, batch, MNIST_ENDS.classes, generator=stream)
-    networks = [fresh(ModelSpec(), seed) for seed in range(MEMBERS)]
+    images = torch.rand(members, batch, *shape, generator=stream)
+    slopes = torch.randn(members, batch, MNIST_ENDS.classes, generator=stream)
+    networks = [fresh(ModelSpec(), seed) for seed in range(members)]
     together = _together(networks, images, slopes, on)
     first, last = (_exact(networks[number], images[number], slopes[number]) for number in (0, -1))
     return max(
