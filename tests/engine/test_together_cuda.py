@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from app.contract.spec import ModelSpec
 from tests.engine.conftest import Listener
+from tests.engine.layers import LAYERS, Layer, computed, drawn, has_bits_of_each_alone
 from tests.engine.together import DIGITS, alone, apart, copied, course, going_on, half_masked, interrupted, same_bits
 from tests.specs import Document
-from worker.engine.convolve import Outputs, convolved
+from worker.engine.convolve import Outputs
 from worker.engine.errors import NonFiniteLoss
 from worker.engine.model import fresh
-from worker.engine.normalize import Affine, Running, normalized
 from worker.engine.placed import Placed
 from worker.engine.progress import Progress
 from worker.engine.pruning import Mask
@@ -56,78 +55,29 @@ def _members(
     return found
 
 
-Layer = tuple[int, int, tuple[int, int], int, bool]
-LAYERS: list[Layer] = [
-    (1, 16, (28, 28), 5, False),
-    (16, 16, (28, 28), 3, True),
-    (16, 32, (14, 14), 3, True),
-    (3, 8, (13, 11), 5, False),
-    (20, 40, (9, 9), 3, True),
-]
-"""Channels in and out, the images' size, the kernel's, and whether pooled."""
-
-
-def _drawn(layer: Layer, groups: int, images: int = 20) -> list[Tensor]:
-    """For each group: images, weight, bias, scale, shift and the gradient of what comes out."""
-    width_in, width_out, (height, width), kernel, pooled = layer
-    stream = torch.Generator().manual_seed(2)
-    side = 2 if pooled else 1
-    shapes = [
-        (images, width_in, height, width),
-        (width_out, width_in, kernel, kernel),
-        *[(width_out,)] * 3,
-        (images, width_out, height // side, width // side),
-    ]
-    return [torch.randn(groups, *shape, generator=stream).to(CUDA) for shape in shapes]
-
-
-def _computed(given: list[Tensor], layer: Layer) -> list[Tensor]:
-    """What comes out of the groups side by side, their running statistics, and the gradients, group by group."""
-    groups, (images, weight, bias, scale, shift, slopes) = len(given[0]), given
-    inputs = [images.transpose(0, 1).flatten(1, 2), *(each.flatten(0, 1) for each in (weight, bias, scale, shift))]
-    inputs = [each.contiguous().requires_grad_() for each in inputs]
-    running = Running(torch.zeros_like(inputs[2]), torch.ones_like(inputs[2]), 0.1, 1e-5)
-    features = convolved(inputs[0], inputs[1], groups)
-    out = normalized(features, Affine(*inputs[2:]), running, pooled=layer[-1])
-    by_inputs = torch.autograd.grad(out, inputs, slopes.transpose(0, 1).flatten(1, 2))
-    of_images = [torch.stack(each.chunk(groups, dim=1)) for each in (out.detach(), by_inputs[0])]
-    flat = (running.mean.detach(), running.variance.detach(), *by_inputs[1:])
-    return [*of_images, *(torch.stack(each.chunk(groups)) for each in flat)]
-
-
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_layers_side_by_side_have_the_bits_of_each_alone(layer: Layer) -> None:
-    given = _drawn(layer, groups=3)
-
-    together = _computed(given, layer)
-
-    for number in range(3):
-        alone = _computed([each[number : number + 1] for each in given], layer)
-        assert all(torch.equal(one[number], other[0]) for one, other in zip(together, alone, strict=True))
+    assert has_bits_of_each_alone(drawn(layer, groups=3, images=20, on=CUDA), layer)
 
 
 @pytest.mark.parametrize("layer", LAYERS[:3], ids=str)
 def test_so_they_have_where_they_fill_a_gpu_and_each_alone_does_not(layer: Layer) -> None:
     processors = torch.cuda.get_device_properties(CUDA).multi_processor_count
-    given = _drawn(layer, groups=3, images=2 * processors)
+    given = drawn(layer, groups=3, images=2 * processors, on=CUDA)
     one, weight = given[0][0], given[1]
     many = one.repeat(1, 3, 1, 1)
     cuts = [Outputs.of(one, weight[0], processors), Outputs.of(many, weight.flatten(0, 1), processors)]
     assert [cut.each for cut in cuts] == [4, 8]
 
-    together = _computed(given, layer)
-
-    for number in range(3):
-        alone = _computed([each[number : number + 1] for each in given], layer)
-        assert all(torch.equal(one[number], other[0]) for one, other in zip(together, alone, strict=True))
+    assert has_bits_of_each_alone(given, layer)
 
 
 @pytest.mark.parametrize("layer", LAYERS[1:3], ids=str)
 def test_what_is_no_number_shows_and_stays_with_its_member(layer: Layer) -> None:
-    given = _drawn(layer, groups=2)
+    given = drawn(layer, groups=2, images=20, on=CUDA)
     given[0][0, 2, 3, 1, 1] = torch.nan
 
-    out, by_images, *_ = _computed(given, layer)
+    out, by_images, *_ = computed(given, layer)
 
     assert bool(out[0].isnan().any(dim=(0, 2, 3)).all())
     assert bool(by_images[0].isnan().all())
