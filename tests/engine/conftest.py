@@ -12,6 +12,7 @@ from app.contract.report import Histogram, Manifest, Report
 from app.contract.result import Result
 from app.contract.spec import parse_spec
 from app.contract.status import Phase
+from tests.engine.emulated import COMPILER, NO_COMPILER, Gpu, in_place_of_cuda
 from tests.engine.few import ALL
 from tests.specs import Document, compare_spec, prune_spec, train_spec
 from worker.engine import pipeline
@@ -103,3 +104,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def emulated() -> Iterator[Gpu]:
+    """In place of a GPU for as long as the test runs."""
+    if COMPILER is None:
+        pytest.skip(NO_COMPILER)
+    with in_place_of_cuda() as gpu:
+        yield gpu
