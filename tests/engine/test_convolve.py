@@ -1,4 +1,4 @@
-"""How a convolution's work is cut for a GPU. What its kernels compute there, `test_cuda.py` checks."""
+"""How a convolution's work is cut for a GPU. What its kernels compute, `test_kernels.py` and `test_cuda.py` check."""
 
 from __future__ import annotations
 
