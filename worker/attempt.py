@@ -24,7 +24,7 @@ from app.storage import is_intact, sha256_of
 from worker import inputs
 from worker.engine import pipeline
 from worker.engine.errors import EngineError, InvalidInput, translated
-from worker.engine.execute import Steps, Training
+from worker.engine.execute import Awaited, Steps
 from worker.engine.placed import Placed
 from worker.engine.resume import Recovery
 from worker.heart import KEPT_CHECKPOINTS, AttemptStopped, CancelRequested, Heart, OutOfTouch
@@ -55,7 +55,7 @@ class Attempt:
         )
         self._log = RecentLog(claim.job_id)
 
-    def steps(self, placed: Placed) -> Generator[Training | None, None, str]:
+    def steps(self, placed: Placed) -> Generator[Awaited | None, Any, str]:
         """From its first beat, after which it waits once, to its end. Returns the job's status after it, or why this
         attempt has no say any more."""
         with self._log.listening():

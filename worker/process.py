@@ -59,7 +59,7 @@ class JobProcess:
             remind=self._queue.remind,
             working_on=self._presence.working_on,
             tracer=self._traces.get_tracer(__name__),
-            together=Together(settings.worker_together, settings.worker_together_on),
+            together=Together(settings.worker_together, settings.worker_together_on, processes=threads),
         )
 
     def run(self, job_id: str) -> None:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Generator
 from contextvars import copy_context
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -17,7 +18,7 @@ from app.db.session import AWAY
 from worker import identity
 from worker.attempt import Attempt
 from worker.companions import companions
-from worker.engine.execute import Training
+from worker.engine.execute import Awaited
 from worker.engine.lockstep import carry_out
 from worker.engine.placed import Placed
 from worker.runtime import Runtime
@@ -102,16 +103,16 @@ class _Life:
     def begin(self) -> None:
         self._context.run(next, self._steps)
 
-    def go_on(self, failure: BaseException | None = None) -> Training | None:
+    def go_on(self, answer: object = None, failure: BaseException | None = None) -> Awaited | None:
         steps = self._steps
         try:
-            return self._context.run(lambda: next(steps) if failure is None else steps.throw(failure))
+            return self._context.run(lambda: steps.send(answer) if failure is None else steps.throw(failure))
         except StopIteration:
             return None
 
     def _live(
         self, claim: Claim, runtime: Runtime, placed: Placed, at_work: _AtWork
-    ) -> Generator[Training | None, None, None]:
+    ) -> Generator[Awaited | None, Any, None]:
         trace = AttemptTrace(runtime.tracer, claim)
         with trace.running(), about(job_id=claim.job_id, attempt=claim.attempt, tenant=claim.tenant, **trace_field()):
             logger.info("attempt started")

@@ -18,7 +18,7 @@ from tests.engine.conftest import Listener
 from tests.engine.few import ALL
 from tests.specs import Document
 from worker.engine import pipeline
-from worker.engine.execute import AFTER, BEFORE, PRUNED, Training
+from worker.engine.execute import AFTER, BEFORE, PRUNED, Awaited, Training
 from worker.engine.lockstep import Whole, carry_out
 from worker.engine.progress import Progress, state_of
 
@@ -49,11 +49,11 @@ class Watched(Whole[Result]):
         super().__init__(pipeline.steps(parse_spec(spec), inputs=inputs, out=out, observer=heard, **given))
         self.heard = heard
 
-    def go_on(self, failure: BaseException | None = None) -> Training | None:
-        training = super().go_on(failure)
-        if training is not None:
-            self._member = training.member
-        return training
+    def go_on(self, answer: object = None, failure: BaseException | None = None) -> Awaited | None:
+        awaited = super().go_on(answer, failure)
+        if isinstance(awaited, Training):
+            self._member = awaited.member
+        return awaited
 
     @property
     def progress(self) -> Progress:

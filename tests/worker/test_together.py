@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from sqlalchemy import event
@@ -20,6 +21,7 @@ from app.services import jobs as service
 from app.services.jobs import Terms
 from tests.engine.few import BATCH, FEW
 from tests.limits import NO_LIMITS
+from tests.making import at_hand
 from tests.specs import sweep_spec, train_spec
 from tests.worker.conftest import Read, Submit
 from worker.engine.lockstep import Together
@@ -128,6 +130,27 @@ def test_the_same_sweep_comes_to_the_same_bits(
         with sessions.begin() as session:  # nobody puts these side by side
             service.cancel(session, "t", sweep_id)
     assert models[0] == models[1]
+
+
+def test_their_files_are_made_by_processes_beside_the_worker_s(
+    worker: Runtime, runtime: Runtime, submit_sweep: Sweep, submit: Submit, read: Read
+) -> None:
+    alone = submit(BASE)
+    run_job(alone, runtime)
+    *members, sweep_id = submit_sweep(grid=TWO)
+    beside: list[list[psutil.Process]] = []
+
+    at_work = replace(worker, together=Together(16, "any", processes=2))
+    run_job(members[0], replace(at_work, working_on=lambda _: beside.append(at_hand())))
+
+    assert len(beside[0]) == 2
+    assert at_hand() == []
+    assert _statuses(read, members) == ["succeeded"] * 2
+    for member in members:
+        assert _told(worker, member) == _told(runtime, alone)
+        assert _report(worker, read, member).latency is not None
+    run_job(sweep_id, worker)
+    assert read(sweep_id).status == "succeeded"
 
 
 def test_by_default_a_cpu_runs_one_after_another(runtime: Runtime, submit_sweep: Sweep, read: Read) -> None:

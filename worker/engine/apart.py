@@ -52,7 +52,7 @@ def run(
     command = [sys.executable, "-P", "-m", module, json.dumps(limits), str(os.getpid()), *arguments]
     with subprocess.Popen(  # noqa: S603
         command,
-        env=_environment(os.environ),
+        env=environment(os.environ),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -65,7 +65,7 @@ def run(
     _raise_what_it_said(child.returncode, said, log, invalid)
 
 
-def _environment(parents: Mapping[str, str]) -> dict[str, str]:
+def environment(parents: Mapping[str, str]) -> dict[str, str]:
     """What the program needs of its parent's environment, and no key or password."""
     kept = {name: parents[name] for name in ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH") if name in parents}
     path = os.pathsep.join(filter(None, sys.path))
@@ -99,7 +99,7 @@ def _raise_what_it_said(code: int, said: bytes, log: bytes, invalid: type[Engine
 def carry_out(work: Callable[[list[str]], None], invalid: type[EngineError]) -> None:
     """Do the program's work, on the arguments that are its own."""
     limits, parent, *arguments = sys.argv[1:]
-    _end_with(int(parent))
+    end_with(int(parent))
     _limit(Limits(*json.loads(limits)))
     told: dict[str, str] = {}
     try:
@@ -116,7 +116,7 @@ def _of(error: EngineError) -> dict[str, str]:
     return {"code": error.code, "message": str(error)}
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """The parent can kill this process, but not when it is killed itself: from now on the kernel does. One that went
     while libraries were being imported is noticed here."""
     if sys.platform == "linux":

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from app.contract.reference import CheckpointRef
 from app.contract.status import Phase
 from worker.engine.data import Dataset
 from worker.engine.evaluate import evaluate
+from worker.engine.makers import Making
 from worker.engine.model import Cnn
 from worker.engine.observer import Observer
 from worker.engine.placed import Placed
@@ -67,9 +68,15 @@ class Training(NamedTuple):
     memory: int
     """Bytes that it takes, roughly, beside what is there anyway."""
 
+    @property
+    def observer(self) -> Observer:
+        return self.member.observer
 
-Steps: TypeAlias = Generator[Training, None, T]
-"""A run: it yields each training that is to be done before it goes on, and is told by `throw` what ended one early."""
+
+Awaited: TypeAlias = Training | Making
+Steps: TypeAlias = Generator[Awaited, Any, T]
+"""A run: it yields each training that is to be done before it goes on, and what it makes files of, which it is sent, or
+None: then it makes them itself. What ended either early it is told by `throw`."""
 
 
 def execute(

@@ -1,14 +1,18 @@
 """Carries out runs: one by itself, or several side by side, whose trainings are done together where that is wanted and
-they can be."""
+they can be, and their files by several processes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing, nullcontext, suppress
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from worker.engine import device
-from worker.engine.execute import Steps, Training
+from worker.engine.execute import Awaited, Steps, Training
+from worker.engine.makers import Gone, Made, Makers, Making, makers_for
+from worker.engine.observer import Observer
 from worker.engine.resources import most_together
 from worker.engine.seeding import reproducible
 from worker.engine.together import Where, train_together, unfit, way
@@ -16,27 +20,35 @@ from worker.engine.train import train
 
 T = TypeVar("T")
 
+LOOK_SECONDS = 0.1
+"""Between looks at whether a run wants to end whose files are made elsewhere."""
+
+logger = logging.getLogger(__name__)
+
 
 class Together(NamedTuple):
-    """When runs are trained together."""
+    """When runs are trained together, and what of the machine is theirs."""
 
     most: int = 1
     """At once; 1 is never."""
     where: Where = "gpu"
+    processes: int = 1
+    """That make their files, at most; 1 is this one."""
 
 
 APART = Together()
 
 
 class Run(Protocol):
-    """What goes from one training to the next, and sees to its own failures."""
+    """What goes from one thing that it waits for to the next, and sees to its own failures."""
 
     def begin(self) -> None:
         """Ahead of all, once, while others are not gone on with yet."""
 
-    def go_on(self, failure: BaseException | None = None) -> Training | None:
-        """Up to the next training, or to its end, which is None; `failure` is what ended the last one early. Raises
-        what is to end the whole process."""
+    def go_on(self, answer: object = None, failure: BaseException | None = None) -> Awaited | None:
+        """Up to what it waits for next, or to its end, which is None. `answer` is the files that it has waited
+        for, or None of those that it is to make itself; `failure` is what ended a wait early. Raises what is to end the
+        whole process."""
 
 
 class Whole(Generic[T]):
@@ -50,9 +62,9 @@ class Whole(Generic[T]):
     def begin(self) -> None:
         """There is nothing to do."""
 
-    def go_on(self, failure: BaseException | None = None) -> Training | None:
+    def go_on(self, answer: object = None, failure: BaseException | None = None) -> Awaited | None:
         try:
-            return next(self._steps) if failure is None else self._steps.throw(failure)
+            return self._steps.send(answer) if failure is None else self._steps.throw(failure)
         except StopIteration as end:
             self._results.append(end.value)
         except Exception as error:
@@ -69,8 +81,9 @@ class Whole(Generic[T]):
 def carry_out(runs: Sequence[Run], together: Together = APART) -> None:
     """All of them, to their ends. Of each, as soon as it waits, `observer.check` is asked between the others' work, and
     what it raises ends that run alone. What ends the process goes through each that has not ended, and is raised."""
-    lockstep = _Lockstep(runs, together)
-    with reproducible(device.choose("auto")):
+    makers = makers_for(len(runs), together.processes)
+    lockstep = _Lockstep(runs, together, makers)
+    with closing(makers) if makers is not None else nullcontext(), reproducible(device.choose("auto")):
         try:
             lockstep.carry_out()
         except BaseException as end:
@@ -78,12 +91,21 @@ def carry_out(runs: Sequence[Run], together: Together = APART) -> None:
             raise
 
 
+class _Sent(NamedTuple):
+    """What a run waits for that another process makes."""
+
+    observer: Observer
+    files: Future[Made]
+
+
 class _Lockstep:
-    def __init__(self, runs: Sequence[Run], together: Together) -> None:
-        self._runs, self._together = runs, together
+    def __init__(self, runs: Sequence[Run], together: Together, makers: Makers | None) -> None:
+        self._runs, self._together, self._makers = runs, together, makers
         self._open = set(range(len(runs)))
         self._waiting: dict[int, Training] = {}
         """By the number of the run."""
+        self._sent: dict[int, _Sent] = {}
+        """To other processes, likewise."""
 
     def carry_out(self) -> None:
         for run in self._runs:
@@ -91,37 +113,67 @@ class _Lockstep:
         for number in range(len(self._runs)):
             self._look_after_others(number)
             self._go_on(number)
-        while self._waiting:
-            group = self._next()
-            failures = self._trained(group)
-            for number, failure in zip(group, failures, strict=True):
-                self._look_after_others(number)
-                self._go_on(number, failure)
+        while self._waiting or self._sent:
+            if self._waiting:
+                self._train_some()
+            else:
+                wait([sent.files for sent in self._sent.values()], LOOK_SECONDS, FIRST_COMPLETED)
+            self._take_files()
+            self._look_after_others()
+
+    def _train_some(self) -> None:
+        group = self._next()
+        failures = self._trained(group)
+        for number, failure in zip(group, failures, strict=True):
+            self._look_after_others(number)
+            self._go_on(number, failure=failure)
 
     def end(self, reason: BaseException) -> None:
         """Each puts its things in order."""
         for number in sorted(self._open):
             with suppress(BaseException):
-                self._go_on(number, reason)
+                self._go_on(number, failure=reason)
 
-    def _go_on(self, number: int, failure: BaseException | None = None) -> None:
+    def _go_on(self, number: int, answer: object = None, failure: BaseException | None = None) -> None:
         if number not in self._open:
             return
         self._waiting.pop(number, None)
+        self._sent.pop(number, None)
         self._open.remove(number)  # whatever it raises, it is over
-        training = self._runs[number].go_on(failure)
-        if training is not None:
+        awaited = self._runs[number].go_on(answer, failure)
+        while isinstance(awaited, Making) and not self._is_sent(number, awaited):
+            awaited = self._runs[number].go_on()
+        if awaited is not None:
             self._open.add(number)
-            self._waiting[number] = training
+        if isinstance(awaited, Training):
+            self._waiting[number] = awaited
 
-    def _look_after_others(self, than: int) -> None:
+    def _is_sent(self, number: int, making: Making) -> bool:
+        files = self._makers.send(making) if self._makers is not None else None
+        if files is not None:
+            self._sent[number] = _Sent(making.observer, files)
+        return files is not None
+
+    def _take_files(self) -> None:
+        """Those that are made."""
+        for number, (_, files) in list(self._sent.items()):
+            if number in self._sent and files.done():
+                failure = files.exception()
+                if isinstance(failure, Gone):
+                    logger.warning("a process that makes files is gone: they are made here")
+                    self._go_on(number)
+                else:
+                    self._go_on(number, None if failure else files.result(), failure)
+
+    def _look_after_others(self, than: int | None = None) -> None:
         """One that is to end does not wait for the others' work."""
-        for number, training in list(self._waiting.items()):
+        awaited: Mapping[int, Training | _Sent] = {**self._waiting, **self._sent}
+        for number, each in awaited.items():
             if number != than:
                 try:
-                    training.member.observer.check()
+                    each.observer.check()
                 except Exception as failure:
-                    self._go_on(number, failure)
+                    self._go_on(number, failure=failure)
 
     def _next(self) -> list[int]:
         """Those that are trained now, of those that are furthest behind: others may wait for them."""
@@ -155,7 +207,9 @@ class _Lockstep:
         try:
             if len(trainings) > 1:
                 members = [each.member for each in trainings]
-                return train_together(members, trainings[0].examples, lambda at, why: self._go_on(group[at], why))
+                return train_together(
+                    members, trainings[0].examples, lambda at, why: self._go_on(group[at], failure=why)
+                )
             _train(trainings[0])
         except Exception as failure:
             return [failure] * len(trainings)

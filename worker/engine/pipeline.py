@@ -31,7 +31,7 @@ from app.contract.status import Phase
 from app.contract.training import TrainingSpec
 from app.contract.uploads import DatasetImportSpec, ImportSpec, UploadSpec
 from worker.engine import checkpoint, dataset_file, device, memory
-from worker.engine.artifacts import Outcome, network_files, parameters_of
+from worker.engine.artifacts import Outcome, parameters_of
 from worker.engine.compare import comparison_files, read_jobs
 from worker.engine.data import Dataset, DatasetStore, digest
 from worker.engine.dataset_upload import read_apart
@@ -42,6 +42,7 @@ from worker.engine.export import file_sha256, publish
 from worker.engine.frontier import MemberJob, frontier_files, read_frontier, result_of
 from worker.engine.importing import read_upload
 from worker.engine.lockstep import Whole, carry_out
+from worker.engine.makers import Made, Making
 from worker.engine.model import Cnn, fresh
 from worker.engine.observer import Observer
 from worker.engine.pixels import scaled
@@ -207,7 +208,7 @@ def _carry_out(
     read = {name: sha256 for each in networks for name, sha256 in each.read.items()}
     if spec.dataset.id is not None:
         read[f"{spec.dataset.id}/{DATASET}"] = file_sha256(at.inputs[spec.dataset.id] / DATASET)
-    return _publish(spec, model, candidate, progress, read, resumes, at)
+    return (yield from _publish(spec, model, candidate, progress, read, resumes, at))
 
 
 def _refuse_precision(spec: TrainSpec | PruneSpec, on: torch.device) -> None:
@@ -234,7 +235,7 @@ def _publish(
     read: Mapping[str, str],
     resumes: tuple[Resume, ...],
     at: Workplace,
-) -> NetworkResult:
+) -> Steps[NetworkResult]:
     told = _sensitivity(spec.sensitivity, candidate, progress, at) if spec.sensitivity is not None else None
     at.observer.enter(Phase.REPORTING)
     after, accuracies, predictions = state_of(candidate.network), progress.accuracies, progress.predictions
@@ -255,7 +256,9 @@ def _publish(
         predictions_after=predictions[last],
         sensitivity=told,
     )
-    report, files = network_files(spec, outcome, progress.history, at.latency_seconds)
+    making = Making(spec, outcome, progress.history, at.latency_seconds, at.observer)
+    made: Made | None = yield making
+    report, files = made or making.made()
     if spec.pruning is not None:
         at.observer.record("pruned", report.total.model_dump(mode="json", include=_PRUNED_FACTS))
     course = spec.training if isinstance(spec, TrainSpec) else spec.fine_tuning

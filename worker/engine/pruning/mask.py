@@ -37,6 +37,9 @@ class Mask(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._keep)
 
+    def __reduce__(self) -> tuple[type[Mask], tuple[dict[str, Tensor]]]:
+        return Mask, (dict(self),)
+
     def __repr__(self) -> str:
         return f"Mask({len(self)} tensors, {sum(self.kept.values())} entries kept)"
 

@@ -1,0 +1,171 @@
+"""Files of finished networks that other processes make: they are what they would be, and nobody's end is lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+
+import psutil
+import pytest
+import torch
+
+from app.contract.spec import parse_spec
+from tests.engine.conftest import Listener
+from tests.engine.few import FEW
+from tests.making import at_hand
+from tests.specs import train_spec
+from worker.engine import pipeline
+from worker.engine.errors import OutOfMemory
+from worker.engine.execute import Awaited, Steps
+from worker.engine.lockstep import Together, Whole, carry_out
+from worker.engine.makers import SENT, Made, Makers, Making, makers_for
+from worker.engine.observer import Observer
+
+TWO = Together(processes=2)
+
+
+class _Asked(Whole[object]):
+    """A run that keeps what it wants files of."""
+
+    making: Making
+
+    def go_on(self, answer: object = None, failure: BaseException | None = None) -> Awaited | None:
+        awaited = super().go_on(answer, failure)
+        if isinstance(awaited, Making):
+            self.making = awaited
+        return awaited
+
+
+@pytest.fixture(scope="module")
+def making(tmp_path_factory: pytest.TempPathFactory) -> Making:
+    spec = parse_spec(train_spec(histogram={}, training={"epochs": 1}))
+    out = tmp_path_factory.mktemp("run")
+    run = _Asked(pipeline.steps(spec, datasets=FEW, inputs={}, out=out, observer=Listener(), latency_seconds=0))
+    carry_out([run])
+    assert run.failure is None
+    return run.making
+
+
+def _files(making: Making, observer: Observer | None = None, here: list[None] | None = None) -> Steps[Made]:
+    """A run that has come to its files; `here` tells of each that was to make them itself."""
+    made: Made | None = yield making._replace(observer=observer or Observer())
+    if made is None:
+        assert here is not None, "another process was to make them"
+        here.append(None)
+    return made or making.made()
+
+
+def _without_latency(made: Made) -> dict[str, object]:
+    """Which is all that another run does not repeat."""
+    _, files = made
+    report = json.loads(files["report.json"])
+    assert report.pop("latency")["measured"]
+    return {**files, "report.json": report}
+
+
+def test_files_have_the_bits_that_they_have_when_they_are_made_here(making: Making) -> None:
+    runs = [Whole(_files(making)) for _ in range(3)]
+
+    carry_out(runs, TWO)
+
+    here = _without_latency(making.made())
+    assert {"model.safetensors", "compact.onnx", "packed.npz", "histogram.png"} < here.keys()
+    assert all(_without_latency(run.result()) == here for run in runs)
+    assert at_hand() == []
+
+
+class _Doing(Observer):
+    """Does this whenever it is asked."""
+
+    def __init__(self, what: Callable[[], object]) -> None:
+        self._what = what
+
+    def check(self) -> None:
+        self._what()
+
+
+def _leave() -> None:
+    raise OutOfMemory("enough")
+
+
+def test_one_that_fails_or_leaves_does_so_alone(making: Making) -> None:
+    without_bias = {name: tensor for name, tensor in making.outcome.after.items() if name != "fc2.bias"}
+    broken = making._replace(outcome=replace(making.outcome, after=without_bias))
+    runs = [Whole(_files(broken)), Whole(_files(making, _Doing(_leave))), Whole(_files(making))]
+
+    carry_out(runs, TWO)
+
+    assert [type(run.failure) for run in runs] == [KeyError, OutOfMemory, type(None)]
+
+
+def _kill() -> None:
+    for process in at_hand():
+        process.kill()
+
+
+def test_when_their_processes_are_killed_they_are_made_here(making: Making, caplog: pytest.LogCaptureFixture) -> None:
+    here: list[None] = []
+    runs = [Whole(_files(making, _Doing(_kill), here)) for _ in range(2)]
+
+    carry_out(runs, TWO)
+
+    assert len(here) == 2
+    assert [run.failure for run in runs] == [None, None]
+    assert "a process that makes files is gone: they are made here" in caplog.messages
+
+
+def test_what_ends_the_process_meanwhile_goes_through_each(making: Making) -> None:
+    asked: list[int] = []
+    ended: list[int] = []
+
+    def end() -> None:
+        if len(asked) == 2:
+            sys.exit()
+
+    def steps(number: int) -> Steps[None]:
+        asked.append(number)
+        try:
+            yield making._replace(observer=_Doing(end))
+        except SystemExit:
+            ended.append(number)
+            raise
+
+    with pytest.raises(SystemExit):
+        carry_out([Whole(steps(number)) for number in range(2)], TWO)
+    assert ended == [0, 1]
+    assert at_hand() == []
+
+
+PARENT = """
+import os, signal
+from worker.engine.makers import Makers
+
+makers = Makers(2)
+print(os.getpid(), flush=True)
+signal.pause()
+"""
+
+
+def test_they_end_with_a_process_that_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        children = psutil.Process(int(parent.stdout.readline())).children()
+        assert len(children) == 2
+        parent.kill()
+    _, left = psutil.wait_procs(children, timeout=30)
+    assert left == []
+
+
+def test_a_network_so_large_that_its_copies_might_not_fit_is_not_sent(making: Making) -> None:
+    large = torch.zeros(SENT // 4 + 1)
+    with closing(Makers(1)) as process:
+        assert process.send(making._replace(outcome=replace(making.outcome, probes=large))) is None
+
+
+@pytest.mark.parametrize(("runs", "most"), [(1, 8), (8, 1)])
+def test_one_process_is_no_use(runs: int, most: int) -> None:
+    assert makers_for(runs, most) is None
