@@ -37,6 +37,8 @@ PARTS: Mapping[str, Measured] = {
     "gpu": Measured("Training on a GPU", f"{_HERE}.gpu"),
     "together": Measured("Many at once on a CPU", f"{_HERE}.together", "on_cpu"),
     "together-gpu": Measured("Many at once on a GPU", f"{_HERE}.together", "on_gpu"),
+    "files": Measured("Files of many at once", f"{_HERE}.whole", "files"),
+    "whole-gpu": Measured("Many whole runs at once on a GPU", f"{_HERE}.whole", "on_gpu"),
     "overhead": Measured("What a job costs beside the engine's work", f"{_HERE}.running", "overhead"),
     "serving": Measured("The API's process", f"{_HERE}.serving"),
     "listing": Measured("Lists", f"{_HERE}.listing"),

@@ -25,7 +25,8 @@ from worker.engine.lockstep import Together, Whole, carry_out
 from worker.engine.makers import SENT, Made, Makers, Making, makers_for
 from worker.engine.observer import Observer
 
-TWO = Together(processes=2)
+TWO, FOUR = Together(processes=2), 4
+"""Processes, and the runs that they are worth their start for."""
 
 
 class _Asked(Whole[object]):
@@ -68,7 +69,7 @@ def _without_latency(made: Made) -> dict[str, object]:
 
 
 def test_files_have_the_bits_that_they_have_when_they_are_made_here(making: Making) -> None:
-    runs = [Whole(_files(making)) for _ in range(3)]
+    runs = [Whole(_files(making)) for _ in range(FOUR)]
 
     carry_out(runs, TWO)
 
@@ -95,11 +96,12 @@ def _leave() -> None:
 def test_one_that_fails_or_leaves_does_so_alone(making: Making) -> None:
     without_bias = {name: tensor for name, tensor in making.outcome.after.items() if name != "fc2.bias"}
     broken = making._replace(outcome=replace(making.outcome, after=without_bias))
-    runs = [Whole(_files(broken)), Whole(_files(making, _Doing(_leave))), Whole(_files(making))]
+    left = _files(making, _Doing(_leave))
+    runs = [Whole(steps) for steps in (_files(broken), left, _files(making), _files(making))]
 
     carry_out(runs, TWO)
 
-    assert [type(run.failure) for run in runs] == [KeyError, OutOfMemory, type(None)]
+    assert [type(run.failure) for run in runs] == [KeyError, OutOfMemory, type(None), type(None)]
 
 
 def _kill() -> None:
@@ -109,12 +111,12 @@ def _kill() -> None:
 
 def test_when_their_processes_are_killed_they_are_made_here(making: Making, caplog: pytest.LogCaptureFixture) -> None:
     here: list[None] = []
-    runs = [Whole(_files(making, _Doing(_kill), here)) for _ in range(2)]
+    runs = [Whole(_files(making, _Doing(_kill), here)) for _ in range(FOUR)]
 
     carry_out(runs, TWO)
 
-    assert len(here) == 2
-    assert [run.failure for run in runs] == [None, None]
+    assert len(here) == FOUR
+    assert [run.failure for run in runs] == [None] * FOUR
     assert "a process that makes files is gone: they are made here" in caplog.messages
 
 
@@ -123,7 +125,7 @@ def test_what_ends_the_process_meanwhile_goes_through_each(making: Making) -> No
     ended: list[int] = []
 
     def end() -> None:
-        if len(asked) == 2:
+        if len(asked) == FOUR:
             sys.exit()
 
     def steps(number: int) -> Steps[None]:
@@ -135,8 +137,8 @@ def test_what_ends_the_process_meanwhile_goes_through_each(making: Making) -> No
             raise
 
     with pytest.raises(SystemExit):
-        carry_out([Whole(steps(number)) for number in range(2)], TWO)
-    assert ended == [0, 1]
+        carry_out([Whole(steps(number)) for number in range(FOUR)], TWO)
+    assert ended == list(range(FOUR))
     assert at_hand() == []
 
 
@@ -166,6 +168,6 @@ def test_a_network_so_large_that_its_copies_might_not_fit_is_not_sent(making: Ma
         assert process.send(making._replace(outcome=replace(making.outcome, probes=large))) is None
 
 
-@pytest.mark.parametrize(("runs", "most"), [(1, 8), (8, 1)])
+@pytest.mark.parametrize(("runs", "most"), [(3, 8), (8, 1)])
 def test_one_process_is_no_use(runs: int, most: int) -> None:
     assert makers_for(runs, most) is None

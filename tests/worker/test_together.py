@@ -137,7 +137,7 @@ def test_their_files_are_made_by_processes_beside_the_worker_s(
 ) -> None:
     alone = submit(BASE)
     run_job(alone, runtime)
-    *members, sweep_id = submit_sweep(grid=TWO)
+    *members, sweep_id = submit_sweep(grid={"seeds": [1, 2, 3, 4]})
     beside: list[list[psutil.Process]] = []
 
     at_work = replace(worker, together=Together(16, "any", processes=2))
@@ -145,7 +145,7 @@ def test_their_files_are_made_by_processes_beside_the_worker_s(
 
     assert len(beside[0]) == 2
     assert at_hand() == []
-    assert _statuses(read, members) == ["succeeded"] * 2
+    assert _statuses(read, members) == ["succeeded"] * 4
     for member in members:
         assert _told(worker, member) == _told(runtime, alone)
         assert _report(worker, read, member).latency is not None

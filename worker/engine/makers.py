@@ -26,6 +26,9 @@ from worker.engine.resources import memory_free
 from worker.engine.seeding import reproducible
 
 MOST = 8
+WORTH = 2
+"""Runs for each: to start takes as much of the processor as the files of one."""
+
 MEMORY = 1 << 30
 """Of each, in bytes: half of it was measured with default networks, nearly all of that PyTorch and other libraries."""
 
@@ -62,13 +65,18 @@ class Makers:
     """They end with this process, however it ends."""
 
     def __init__(self, count: int) -> None:
-        # Libraries are imported there while networks are trained here.
-        self._processes = [_started() for _ in range(count)]
-        self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
-        for process in self._processes:
-            self._idle.put(process)
+        """Raises OSError."""
         self._threads = ThreadPoolExecutor(count, "makers")
         """Each waits for an answer."""
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
+        try:
+            for _ in range(count):  # libraries are imported there while networks are trained here
+                self._processes.append(_started())
+                self._idle.put(self._processes[-1])
+        except OSError:
+            self.close()
+            raise
 
     def send(self, making: Making) -> Future[Made] | None:
         """Comes to what is made, what making it raised, or Gone. None of what is too large."""
@@ -104,7 +112,7 @@ class Makers:
 
 def makers_for(runs: int, most: int) -> Makers | None:
     """As many as are of use, at most so many, in the memory that is free. None when that is fewer than two."""
-    count = min(runs, most, MOST, memory_free(ON_CPU) // MEMORY)
+    count = min(runs // WORTH, most, MOST, memory_free(ON_CPU) // MEMORY)
     if count < 2:
         return None
     try:
@@ -141,7 +149,16 @@ def _answer(making: Making) -> bytes:
         return pickle.dumps((making.made(), None))
     except Exception as error:
         error.add_note(traceback.format_exc())  # which is not sent
-        return pickle.dumps((None, error))
+        return pickle.dumps((None, _sendable(error)))
+
+
+def _sendable(error: Exception) -> Exception:
+    """Some that libraries raise are lost on the way, or cannot be put together again."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    except Exception:
+        return RuntimeError("".join(traceback.format_exception_only(error)))
+    return error
 
 
 if __name__ == "__main__":
