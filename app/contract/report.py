@@ -283,6 +283,11 @@ class Receipt(_Document):
     precision: str | None = Field(
         None, description="Of the first course of training: float32 or bf16; null when nothing was trained."
     )
+    kernels: Literal["own", "pytorch"] | None = Field(
+        None,
+        description="On a GPU, whose kernels compute convolutions and BatchNorm in training: the service's own, or "
+        "PyTorch's where those fell through their trial. Last bits differ. Null on a CPU, or when nothing is trained.",
+    )
     attempt: int = Field(1, description="The attempt that made the files; those before it were lost or handed back.")
     resumes: tuple[Resume, ...] = ()
     together: int | None = Field(

@@ -365,7 +365,7 @@ def test_a_run_on_a_gpu_gives_the_same_files_each_time(tmp_path: Path, precision
         out.mkdir()
         result = pipeline.run(spec, datasets=DatasetStore(None), inputs={}, out=out)
         receipt = json.loads((out / "manifest.json").read_text())["receipt"]
-        assert (receipt["device"], receipt["precision"]) == ("cuda", precision)
+        assert (receipt["device"], receipt["precision"], receipt["kernels"]) == ("cuda", precision, "own")
         assert result.accuracy_after > 0.3  # type: ignore[union-attr]
         files = ("model.safetensors", "dense.safetensors", "histogram.json", "packed.npz")
         found.append([hashlib.sha256((out / each).read_bytes()).hexdigest() for each in files])

@@ -147,7 +147,7 @@ def test_each_publishes_what_it_would_by_itself_and_says_how_many_they_were(tmp_
     theirs = run(specs[0], tmp_path / "alone", datasets=FEW)
     assert ran.heard[0].heard == theirs.heard.heard
     assert [ran.manifest(number).receipt.together for number in range(2)] == [2, 2]
-    assert theirs.manifest.receipt.together is None
+    assert (theirs.manifest.receipt.together, theirs.manifest.receipt.kernels) == (None, None)
     assert [file.name for file in ran.manifest(0).files] == [file.name for file in theirs.manifest.files]
     for number, each in enumerate(ran.runs):
         report = Report.model_validate_json((ran.folders[number] / "report.json").read_bytes())

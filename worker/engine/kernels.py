@@ -25,9 +25,13 @@ def usable(images: Tensor) -> bool:
         and images.dtype == torch.float32
         and torch.is_grad_enabled()
         and not torch._C._are_functorch_transforms_active()
-        and hasattr(torch.cuda, "_compile_kernel")  # it is not promised to stay
-        and TRUSTED.is_set()
+        and at_hand()
     )
+
+
+def at_hand() -> bool:
+    """Whether this process uses them on a GPU."""
+    return hasattr(torch.cuda, "_compile_kernel") and TRUSTED.is_set()  # it is not promised to stay
 
 
 def launch(

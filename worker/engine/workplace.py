@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -14,7 +14,7 @@ from app.contract.report import Receipt, Report, Resume
 from app.contract.result import NetworkResult
 from app.contract.spec import StoredSpec
 from app.contract.training import FineTuningSpec
-from worker.engine import device
+from worker.engine import device, kernels
 from worker.engine.data import Dataset, DatasetStore
 from worker.engine.export import versions
 from worker.engine.observer import Observer
@@ -96,8 +96,15 @@ def receipt(
         device=at.device.type,
         device_name=device.name_of(at.device),
         threads=torch.get_num_threads(),
+        kernels=None if course is None else _kernels(at.device),
         attempt=at.recovery.attempt,
         resumes=resumes,
         together=together,
         duration_seconds=at.seconds,
     )
+
+
+def _kernels(on: torch.device) -> Literal["own", "pytorch"] | None:
+    if on.type != "cuda":
+        return None
+    return "own" if kernels.at_hand() else "pytorch"
