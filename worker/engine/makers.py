@@ -81,9 +81,9 @@ class Makers:
     def send(self, making: Making) -> Future[Made] | None:
         """Comes to what is made, what making it raised, or Gone. None of what is too large."""
         content = pickle.dumps(making._replace(observer=Observer()))
-        return self._threads.submit(self._answer, content) if len(content) <= SENT else None
+        return self._threads.submit(self._asked, content) if len(content) <= SENT else None
 
-    def _answer(self, content: bytes) -> Made:
+    def _asked(self, content: bytes) -> Made:
         process = self._idle.get()
         assert process.stdin is not None
         assert process.stdout is not None
