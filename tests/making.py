@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import psutil
 
 from worker.engine import makers
 
 
 def at_hand() -> list[psutil.Process]:
-    children = psutil.Process().children()
-    return [each for each in children if each.status() != psutil.STATUS_ZOMBIE and makers.__name__ in each.cmdline()]
+    return [each for each in psutil.Process().children() if _is_one(each)]
+
+
+def _is_one(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):  # nor is one that has ended and is not waited for
+        return makers.__name__ in process.cmdline()
+    return False

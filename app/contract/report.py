@@ -285,8 +285,9 @@ class Receipt(_Document):
     )
     kernels: Literal["own", "pytorch"] | None = Field(
         None,
-        description="On a GPU, whose kernels compute convolutions and BatchNorm in training: the service's own, or "
-        "PyTorch's where those fell through their trial. Last bits differ. Null on a CPU, or when nothing is trained.",
+        description="On a GPU, whose kernels this attempt trained by: the service's own, but for convolutions in bf16, "
+        "or PyTorch's, where those fell through their trial or cannot be compiled. Last bits differ. Null on a CPU, or "
+        "when nothing is trained.",
     )
     attempt: int = Field(1, description="The attempt that made the files; those before it were lost or handed back.")
     resumes: tuple[Resume, ...] = ()

@@ -25,7 +25,7 @@ from worker.engine.placed import Placed
 
 def files(setting: Setting) -> tuple[Sequence[Row], str]:
     """Of default networks, by as many processes as there are cores."""
-    making, count, members = _making(), usable_cores(), setting.work(MEMBERS, 2)
+    making, count, members = _making(), usable_cores(), setting.work(MEMBERS, 4)
 
     def made(together: Together) -> Callable[[], float]:
         return seconds(lambda: _ended([Whole(_waiting(making)) for _ in range(members)], together))
@@ -41,7 +41,7 @@ def files(setting: Setting) -> tuple[Sequence[Row], str]:
 
 def on_gpu(setting: Setting) -> tuple[Sequence[Row], str]:
     """Through the engine's door, as a worker does it, but for the service's part."""
-    members, must = setting.work(MEMBERS, 2), 4
+    members, must = setting.work(MEMBERS, 4), 4
     what = f"{members} whole runs together on a GPU"
     if not torch.cuda.is_available():
         skipped = "there is no CUDA device here"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,11 +19,12 @@ from tests.engine.conftest import Listener
 from tests.engine.few import FEW
 from tests.making import at_hand
 from tests.specs import train_spec
+from tests.waiting import wait_until
 from worker.engine import pipeline
 from worker.engine.errors import OutOfMemory
 from worker.engine.execute import Awaited, Steps
 from worker.engine.lockstep import Together, Whole, carry_out
-from worker.engine.makers import SENT, Made, Makers, Making, makers_for
+from worker.engine.makers import SENT, Made, Makers, Making, NotMade, makers_for
 from worker.engine.observer import Observer
 
 TWO, FOUR = Together(processes=2), 4
@@ -96,12 +98,25 @@ def _leave() -> None:
 def test_one_that_fails_or_leaves_does_so_alone(making: Making) -> None:
     without_bias = {name: tensor for name, tensor in making.outcome.after.items() if name != "fc2.bias"}
     broken = making._replace(outcome=replace(making.outcome, after=without_bias))
+    here: list[None] = []
     left = _files(making, _Doing(_leave))
-    runs = [Whole(steps) for steps in (_files(broken), left, _files(making), _files(making))]
+    runs = [Whole(steps) for steps in (_files(broken, here=here), left, _files(making), _files(making))]
 
     carry_out(runs, TWO)
 
     assert [type(run.failure) for run in runs] == [KeyError, OutOfMemory, type(None), type(None)]
+    assert len(here) == 1  # tried once more, where it can be told
+
+
+def test_what_cannot_be_sent_is_made_here(making: Making) -> None:
+    here: list[None] = []
+    unheard_of = making._replace(history=[lambda: None])  # type: ignore[list-item]
+    runs = [Whole(_files(unheard_of, here=here)), *(Whole(_files(making)) for _ in range(FOUR - 1))]
+
+    carry_out(runs, TWO)
+
+    assert len(here) == 1
+    assert [run.failure is None for run in runs] == [False, True, True, True]
 
 
 def _kill() -> None:
@@ -117,7 +132,7 @@ def test_when_their_processes_are_killed_they_are_made_here(making: Making, capl
 
     assert len(here) == FOUR
     assert [run.failure for run in runs] == [None] * FOUR
-    assert "a process that makes files is gone: they are made here" in caplog.messages
+    assert caplog.messages == ["files are made here after all"] * FOUR
 
 
 def test_what_ends_the_process_meanwhile_goes_through_each(making: Making) -> None:
@@ -142,24 +157,47 @@ def test_what_ends_the_process_meanwhile_goes_through_each(making: Making) -> No
     assert at_hand() == []
 
 
+def test_one_that_takes_too_long_is_ended_and_another_takes_its_place(making: Making) -> None:
+    with closing(Makers(1, patience_seconds=0.1)) as processes:  # not even libraries are imported by then
+        [first] = at_hand()
+        asked = processes.send(making)
+        assert asked is not None
+        with pytest.raises(NotMade, match="its process is gone"):
+            asked.result(timeout=60)
+        wait_until(at_hand, timeout=10, what="another process")
+        assert first not in at_hand()
+    assert at_hand() == []
+
+
 PARENT = """
-import os, signal
+import os, pickle, signal, sys
 from worker.engine.makers import Makers
 
 makers = Makers(2)
+asked = [makers.send(pickle.load(sys.stdin.buffer)) for _ in range(2)]
+assert all(each.result() for each in asked)
 print(os.getpid(), flush=True)
 signal.pause()
 """
 
 
-def test_they_end_with_a_process_that_is_killed() -> None:
-    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+def test_they_end_with_a_process_that_is_killed(making: Making) -> None:
+    """And would not by themselves: they are stopped."""
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdin is not None
         assert parent.stdout is not None
-        children = psutil.Process(int(parent.stdout.readline())).children()
-        assert len(children) == 2
-        parent.kill()
-    _, left = psutil.wait_procs(children, timeout=30)
-    assert left == []
+        try:
+            parent.stdin.write(2 * pickle.dumps(making._replace(observer=Observer())))
+            parent.stdin.flush()
+            children = psutil.Process(int(parent.stdout.readline())).children()
+            for child in children:
+                child.suspend()
+        finally:
+            parent.kill()
+    ended, left = psutil.wait_procs(children, timeout=30)
+    for child in left:
+        child.kill()
+    assert (len(ended), left) == (2, [])
 
 
 def test_a_network_so_large_that_its_copies_might_not_fit_is_not_sent(making: Making) -> None:

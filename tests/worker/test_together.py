@@ -132,25 +132,54 @@ def test_the_same_sweep_comes_to_the_same_bits(
     assert models[0] == models[1]
 
 
+FOUR = {"seeds": [1, 2, 3, 4]}
+
+
 def test_their_files_are_made_by_processes_beside_the_worker_s(
-    worker: Runtime, runtime: Runtime, submit_sweep: Sweep, submit: Submit, read: Read
+    worker: Runtime,
+    runtime: Runtime,
+    submit_sweep: Sweep,
+    submit: Submit,
+    read: Read,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     alone = submit(BASE)
     run_job(alone, runtime)
-    *members, sweep_id = submit_sweep(grid={"seeds": [1, 2, 3, 4]})
+    *members, sweep_id = submit_sweep(grid=FOUR)
     beside: list[list[psutil.Process]] = []
 
     at_work = replace(worker, together=Together(16, "any", processes=2))
     run_job(members[0], replace(at_work, working_on=lambda _: beside.append(at_hand())))
 
-    assert len(beside[0]) == 2
+    assert (len(beside[0]), len(beside[-1])) == (0, 2)  # when the first begins, and when the last ends
     assert at_hand() == []
+    assert not any("made here" in message for message in caplog.messages)
     assert _statuses(read, members) == ["succeeded"] * 4
     for member in members:
         assert _told(worker, member) == _told(runtime, alone)
         assert _report(worker, read, member).latency is not None
     run_job(sweep_id, worker)
     assert read(sweep_id).status == "succeeded"
+
+
+def test_one_that_is_cancelled_while_its_files_are_made_leaves_and_the_others_go_on(
+    worker: Runtime, submit_sweep: Sweep, read: Read, sessions: sessionmaker[Session]
+) -> None:
+    *members, _ = submit_sweep(grid=FOUR)
+    cancelled: list[str] = []
+
+    @event.listens_for(sessions, "after_commit")
+    def cancel(_: Session) -> None:
+        if not cancelled and "reporting" in _told(worker, members[1]):
+            cancelled.append(members[1])
+            with sessions.begin() as session:
+                service.cancel(session, "t", members[1])
+
+    run_job(members[0], replace(worker, together=Together(16, "any", processes=2)))
+
+    assert cancelled
+    assert _statuses(read, members) == ["succeeded", "cancelled", "succeeded", "succeeded"]
+    assert not (worker.store.folder(members[1], 1) / "manifest.json").exists()
 
 
 def test_by_default_a_cpu_runs_one_after_another(runtime: Runtime, submit_sweep: Sweep, read: Read) -> None:

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import psutil
@@ -65,9 +65,10 @@ def run(
     _raise_what_it_said(child.returncode, said, log, invalid)
 
 
-def environment(parents: Mapping[str, str]) -> dict[str, str]:
+def environment(parents: Mapping[str, str], also: Sequence[str] = ()) -> dict[str, str]:
     """What the program needs of its parent's environment, and no key or password."""
-    kept = {name: parents[name] for name in ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH") if name in parents}
+    names = ("PATH", "HOME", "TMPDIR", "LANG", "LD_LIBRARY_PATH", *also)
+    kept = {name: parents[name] for name in names if name in parents}
     path = os.pathsep.join(filter(None, sys.path))
     return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -44,7 +45,19 @@ class Exports:
     latency: LatencyReport
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Logits are rounded by the number of threads, and these files are to be the same wherever they are made."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @torch.no_grad()
+@_one_thread()
 def exports(
     model: ModelSpec,
     shape: DataShape,

@@ -6,12 +6,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, suppress
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from worker.engine import device
 from worker.engine.execute import Awaited, Steps, Training
-from worker.engine.makers import Gone, Made, Makers, Making, makers_for
+from worker.engine.makers import Made, Makers, Making, makers_for
 from worker.engine.observer import Observer
 from worker.engine.resources import most_together
 from worker.engine.seeding import reproducible
@@ -81,9 +81,8 @@ class Whole(Generic[T]):
 def carry_out(runs: Sequence[Run], together: Together = APART) -> None:
     """All of them, to their ends. Of each, as soon as it waits, `observer.check` is asked between the others' work, and
     what it raises ends that run alone. What ends the process goes through each that has not ended, and is raised."""
-    makers = makers_for(len(runs), together.processes)
-    lockstep = _Lockstep(runs, together, makers)
-    with closing(makers) if makers is not None else nullcontext(), reproducible(device.choose("auto")):
+    lockstep = _Lockstep(runs, together)
+    with closing(lockstep), reproducible(device.choose("auto")):
         try:
             lockstep.carry_out()
         except BaseException as end:
@@ -99,8 +98,9 @@ class _Sent(NamedTuple):
 
 
 class _Lockstep:
-    def __init__(self, runs: Sequence[Run], together: Together, makers: Makers | None) -> None:
-        self._runs, self._together, self._makers = runs, together, makers
+    def __init__(self, runs: Sequence[Run], together: Together) -> None:
+        self._runs, self._together = runs, together
+        self._makers: Makers | None = None
         self._open = set(range(len(runs)))
         self._waiting: dict[int, Training] = {}
         """By the number of the run."""
@@ -110,6 +110,7 @@ class _Lockstep:
     def carry_out(self) -> None:
         for run in self._runs:
             run.begin()
+        self._makers = makers_for(len(self._runs), self._together.processes)
         for number in range(len(self._runs)):
             self._look_after_others(number)
             self._go_on(number)
@@ -134,36 +135,43 @@ class _Lockstep:
             with suppress(BaseException):
                 self._go_on(number, failure=reason)
 
+    def close(self) -> None:
+        if self._makers is not None:
+            self._makers.close()
+
     def _go_on(self, number: int, answer: object = None, failure: BaseException | None = None) -> None:
         if number not in self._open:
             return
         self._waiting.pop(number, None)
-        self._sent.pop(number, None)
+        if (sent := self._sent.pop(number, None)) is not None:
+            sent.files.cancel()  # of one that has left
         self._open.remove(number)  # whatever it raises, it is over
         awaited = self._runs[number].go_on(answer, failure)
-        while isinstance(awaited, Making) and not self._is_sent(number, awaited):
-            awaited = self._runs[number].go_on()
-        if awaited is not None:
-            self._open.add(number)
+        if awaited is None:
+            return
+        self._open.add(number)
         if isinstance(awaited, Training):
             self._waiting[number] = awaited
+        elif not self._send(number, awaited):
+            self._go_on(number)
 
-    def _is_sent(self, number: int, making: Making) -> bool:
-        files = self._makers.send(making) if self._makers is not None else None
+    def _send(self, number: int, making: Making) -> bool:
+        """Whether another process makes it."""
+        try:
+            files = self._makers.send(making) if self._makers is not None else None
+        except Exception as error:  # for lack of memory or threads, which are others' too
+            logger.warning("files are not sent, but made here", extra={"error": repr(error)})
+            return False
         if files is not None:
             self._sent[number] = _Sent(making.observer, files)
         return files is not None
 
     def _take_files(self) -> None:
-        """Those that are made."""
+        """Those that are made, or are to be made here."""
         for number, (_, files) in list(self._sent.items()):
             if number in self._sent and files.done():
-                failure = files.exception()
-                if isinstance(failure, Gone):
-                    logger.warning("a process that makes files is gone: they are made here")
-                    self._go_on(number)
-                else:
-                    self._go_on(number, None if failure else files.result(), failure)
+                self._look_after_others(number)
+                self._go_on(number, _made(files))
 
     def _look_after_others(self, than: int | None = None) -> None:
         """One that is to end does not wait for the others' work."""
@@ -214,6 +222,14 @@ class _Lockstep:
         except Exception as failure:
             return [failure] * len(trainings)
         return [None]
+
+
+def _made(files: Future[Made]) -> Made | None:
+    try:
+        return files.result()
+    except Exception as error:
+        logger.warning("files are made here after all", extra={"error": str(error)})
+        return None
 
 
 def _train(training: Training) -> None:
