@@ -157,6 +157,20 @@ def test_what_ends_the_process_meanwhile_goes_through_each(making: Making) -> No
     assert at_hand() == []
 
 
+def test_what_a_process_fails_at_does_not_end_it(making: Making) -> None:
+    without_bias = {name: tensor for name, tensor in making.outcome.after.items() if name != "fc2.bias"}
+    with closing(Makers(1)) as processes:
+        before = at_hand()
+        asked = processes.send(making._replace(outcome=replace(making.outcome, after=without_bias)))
+        assert asked is not None
+        with pytest.raises(NotMade, match=r"KeyError: 'fc2\.bias'"):
+            asked.result(timeout=60)
+        asked = processes.send(making)
+        assert asked is not None
+        assert asked.result(timeout=60)
+        assert at_hand() == before
+
+
 def test_one_that_takes_too_long_is_ended_and_another_takes_its_place(making: Making) -> None:
     with closing(Makers(1, patience_seconds=0.1)) as processes:  # not even libraries are imported by then
         [first] = at_hand()

@@ -108,12 +108,8 @@ class Makers:
         maker = self._idle.get()
         try:
             return maker.made(content, self._patience)
-        except Exception:
-            if not self._closing:
-                maker = self._replaced(maker)
-            raise
         finally:
-            self._idle.put(maker)
+            self._idle.put(self._replaced(maker) if maker.is_gone and not self._closing else maker)
 
     def _replaced(self, maker: _Maker) -> _Maker:
         """One that is gone has no more to do than to fail, and would take what others could make."""
@@ -168,7 +164,7 @@ class _Maker:
             raise
 
     def made(self, content: bytes, patience_seconds: float) -> Made:
-        """Raises NotMade; what is gone then is the process."""
+        """Raises NotMade."""
         limit = threading.Timer(patience_seconds, self.kill)
         limit.start()
         try:
@@ -193,6 +189,10 @@ class _Maker:
     def _last_words(self) -> str:
         self._log.seek(0)
         return self._log.read()[-1000:].decode(errors="replace")
+
+    @property
+    def is_gone(self) -> bool:
+        return self._process.poll() is not None
 
     def kill(self) -> None:
         self._process.kill()
