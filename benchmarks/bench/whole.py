@@ -25,7 +25,9 @@ from worker.engine.placed import Placed
 
 def files(setting: Setting) -> tuple[Sequence[Row], str]:
     """Of default networks, by as many processes as there are cores."""
-    making, count, members = _making(), usable_cores(), setting.work(MEMBERS, 4)
+    with tempfile.TemporaryDirectory() as out:
+        making = making_of(_steps(_spec(0, 1, "digits"), Path(out), DatasetStore(None), Placed()))
+    count, members = usable_cores(), setting.work(MEMBERS, 4)
 
     def made(together: Together) -> Callable[[], float]:
         return seconds(lambda: _ended([Whole(_waiting(making)) for _ in range(members)], together))
@@ -87,10 +89,10 @@ class _Asking(Whole[Result]):
         return awaited
 
 
-def _making() -> Making:
-    with tempfile.TemporaryDirectory() as out:
-        run = _Asking(_steps(_spec(0, 1, "digits"), Path(out), DatasetStore(None), Placed()))
-        _ended([run], APART)
+def making_of(steps: Steps[Result]) -> Making:
+    """What this run, which is carried out, wants files of."""
+    run = _Asking(steps)
+    _ended([run], APART)
     return run.making
 
 

@@ -52,3 +52,12 @@ def has_bits_of_each_alone(given: list[Tensor], layer: Layer) -> bool:
     together = computed(given, layer)
     alone = [computed([each[number : number + 1] for each in given], layer) for number in range(len(given[0]))]
     return all(torch.equal(one, torch.cat(others)) for one, *others in zip(together, *alone, strict=True))
+
+
+def what_is_no_number_stays(given: list[Tensor], layer: Layer) -> bool:
+    """Whether one in an image of the first of two groups is seen in all of its channels, and in none of the other's."""
+    images = given[0].clone()
+    images[0, 2, 3, 1, 1] = torch.nan
+    out, by_images, *_ = computed([images, *given[1:]], layer)
+    shows = out[0].isnan().any(dim=(0, 2, 3)).all() and by_images[0].isnan().all()
+    return bool(shows and out[1].isfinite().all() and by_images[1].isfinite().all())

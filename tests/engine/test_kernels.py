@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.engine.emulated import Gpu
-from tests.engine.layers import LAYERS, Layer, computed, drawn, has_bits_of_each_alone
+from tests.engine.layers import LAYERS, Layer, drawn, has_bits_of_each_alone, what_is_no_number_stays
 from worker.engine.convolve import Outputs, convolved
 from worker.engine.normalize import Affine, Running, normalized
 
@@ -173,13 +173,4 @@ def test_layers_side_by_side_have_the_bits_of_each_alone(layer: Layer) -> None:
 
 
 def test_what_is_no_number_shows_and_stays_with_its_member() -> None:
-    layer = LAYERS[1]
-    given = drawn(layer, 2, IMAGES, ON_CPU)
-    given[0][0, 2, 3, 1, 1] = torch.nan
-
-    out, by_images, *_ = computed(given, layer)
-
-    assert bool(out[0].isnan().any(dim=(0, 2, 3)).all())
-    assert bool(by_images[0].isnan().all())
-    assert bool(out[1].isfinite().all())
-    assert bool(by_images[1].isfinite().all())
+    assert what_is_no_number_stays(drawn(LAYERS[1], 2, IMAGES, ON_CPU), LAYERS[1])

@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from app.contract.spec import parse_spec
-from tests.engine.conftest import Listener
+from benchmarks.bench.whole import making_of
 from tests.engine.few import FEW
 from tests.making import at_hand
 from tests.specs import train_spec
 from tests.waiting import wait_until
 from worker.engine import pipeline
 from worker.engine.errors import OutOfMemory
-from worker.engine.execute import Awaited, Steps
+from worker.engine.execute import Steps
 from worker.engine.lockstep import Together, Whole, carry_out
 from worker.engine.makers import SENT, Made, Makers, Making, NotMade, makers_for
 from worker.engine.observer import Observer
@@ -31,26 +31,11 @@ TWO, FOUR = Together(processes=2), 4
 """Processes, and the runs that they are worth their start for."""
 
 
-class _Asked(Whole[object]):
-    """A run that keeps what it wants files of."""
-
-    making: Making
-
-    def go_on(self, answer: object = None, failure: BaseException | None = None) -> Awaited | None:
-        awaited = super().go_on(answer, failure)
-        if isinstance(awaited, Making):
-            self.making = awaited
-        return awaited
-
-
 @pytest.fixture(scope="module")
 def making(tmp_path_factory: pytest.TempPathFactory) -> Making:
     spec = parse_spec(train_spec(histogram={}, training={"epochs": 1}))
     out = tmp_path_factory.mktemp("run")
-    run = _Asked(pipeline.steps(spec, datasets=FEW, inputs={}, out=out, observer=Listener(), latency_seconds=0))
-    carry_out([run])
-    assert run.failure is None
-    return run.making
+    return making_of(pipeline.steps(spec, datasets=FEW, inputs={}, out=out, latency_seconds=0))
 
 
 def _files(making: Making, observer: Observer | None = None, here: list[None] | None = None) -> Steps[Made]:

@@ -10,7 +10,7 @@ import torch
 
 from app.contract.spec import ModelSpec
 from tests.engine.conftest import Listener
-from tests.engine.layers import LAYERS, Layer, computed, drawn, has_bits_of_each_alone
+from tests.engine.layers import LAYERS, Layer, drawn, has_bits_of_each_alone, what_is_no_number_stays
 from tests.engine.together import DIGITS, alone, apart, copied, course, going_on, half_masked, interrupted, same_bits
 from tests.specs import Document
 from worker.engine.convolve import Outputs
@@ -74,15 +74,7 @@ def test_so_they_have_where_they_fill_a_gpu_and_each_alone_does_not(layer: Layer
 
 @pytest.mark.parametrize("layer", LAYERS[1:3], ids=str)
 def test_what_is_no_number_shows_and_stays_with_its_member(layer: Layer) -> None:
-    given = drawn(layer, groups=2, images=20, on=CUDA)
-    given[0][0, 2, 3, 1, 1] = torch.nan
-
-    out, by_images, *_ = computed(given, layer)
-
-    assert bool(out[0].isnan().any(dim=(0, 2, 3)).all())
-    assert bool(by_images[0].isnan().all())
-    assert bool(out[1].isfinite().all())
-    assert bool(by_images[1].isfinite().all())
+    assert what_is_no_number_stays(drawn(layer, groups=2, images=20, on=CUDA), layer)
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def _made(files: Future[Made]) -> Made | None:
     try:
         return files.result()
     except Exception as error:
-        logger.warning("files are made here after all", extra={"error": str(error)})
+        logger.warning("files are made here after all", extra={"error": repr(error)})
         return None
 
 
