@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import accumulate
 from math import inf
 from typing import TYPE_CHECKING, Generic, TypeVar, get_args
@@ -24,7 +24,6 @@ from app.services.metrics import Measured, in_status, measure
 
 # Only a process that serves needs it.
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry, Histogram
     from prometheus_client.core import Metric
 
 T = TypeVar("T")
@@ -39,40 +38,50 @@ _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"
 _REQUEST_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, inf)
 
 
+@dataclass
+class _Durations:
+    """Of requests that are alike."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * len(_REQUEST_BOUNDS))
+    """How many took no longer than each bound, and longer than the one before."""
+    seconds: float = 0.0
+
+
 class Metrics:
-    """Counts the requests of this process."""
+    """Counts the requests of this process. On the event loop's thread alone, which is why nothing locks; and without
+    the library, whose import the first request would wait for."""
 
-    @cached_property
-    def _of_process(self) -> tuple[CollectorRegistry, Histogram]:
-        """All there is to say, and of it the requests. Not made before the first of them has been answered: a process
-        that starts need not wait for the import."""
-        from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, disable_created_metrics
-
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        requests = Histogram(
-            "http_request_duration_seconds",
-            "Duration of a request, its body and its answer included, so also of waits that the client asked for.",
-            ["method", "route", "status"],
-            buckets=_REQUEST_BOUNDS,
-            registry=registry,
-        )
-        return registry, requests
+    def __init__(self) -> None:
+        self._requests: dict[tuple[str, str, str], _Durations] = defaultdict(_Durations)
 
     def observe(self, *, method: str, route: str | None, status: int, seconds: float) -> None:
         """A request has ended. `route` is the template that matched, if one did."""
         known = method if method in _METHODS else OTHER
-        _, requests = self._of_process
-        requests.labels(known, route or OTHER, str(status)).observe(seconds)
+        alike = self._requests[known, route or OTHER, str(status)]
+        alike.counts[bisect_left(_REQUEST_BOUNDS, seconds)] += 1
+        alike.seconds += seconds
 
     def exposition(self, measured: Measured | None, *, broker_is_up: bool, accept: str) -> tuple[bytes, str]:
         """The text and its media type, which `accept` chooses."""
         from prometheus_client.exposition import choose_encoder
 
         encode, media_type = choose_encoder(accept)
-        registry, _ = self._of_process
-        return encode(_Families([*registry.collect(), *_of_service(measured, broker_is_up)])), media_type
+        return encode(_Families([*self._of_process(), *_of_service(measured, broker_is_up)])), media_type
+
+    def _of_process(self) -> Iterator[Metric]:
+        from prometheus_client import ProcessCollector
+        from prometheus_client.core import HistogramMetricFamily
+
+        yield from ProcessCollector(registry=None).collect()
+        requests = HistogramMetricFamily(
+            "http_request_duration_seconds",
+            "Duration of a request, its body and its answer included, so also of waits that the client asked for.",
+            labels=["method", "route", "status"],
+        )
+        for labels, alike in self._requests.items():
+            buckets = _cumulative(dict(zip(_REQUEST_BOUNDS, alike.counts, strict=True)))
+            requests.add_metric(labels, buckets, alike.seconds)
+        yield requests
 
 
 @dataclass(frozen=True)
@@ -173,10 +182,14 @@ def _of_totals(totals: Sequence[Total]) -> Iterator[Metric]:
 
 
 def _buckets(totals: Sequence[Total]) -> list[tuple[str, float]]:
-    """Cumulative, as Prometheus has them."""
     counts = Counter(dict.fromkeys((*BOUNDS, inf), 0))
     for total in totals:
         counts[inf if total.le is None else total.le] += total.count
+    return _cumulative(counts)
+
+
+def _cumulative(counts: Mapping[float, int]) -> list[tuple[str, float]]:
+    """Buckets as Prometheus has them."""
     bounds = sorted(counts)
     return [
         ("+Inf" if bound == inf else str(float(bound)), count)

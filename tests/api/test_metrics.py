@@ -10,7 +10,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.api.main import create_app
-from app.api.metrics import Look
+from app.api.metrics import Look, Metrics
 from app.contract.failure import Failure, FailureCode
 from app.core.settings import Settings
 from app.db import attempts
@@ -18,6 +18,8 @@ from app.db.session import session_scope
 from app.local import Stack
 from tests.api.conftest import restart_api, sqlalchemy_url
 from tests.specs import submit, train_spec
+
+HISTOGRAM = "http_request_duration_seconds"
 
 Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -88,18 +90,33 @@ def test_a_request_is_measured_under_its_template_and_a_client_makes_up_no_label
     newcomer.request("BREW", "/v1/jobs")
     samples = _scrape(newcomer)
 
-    count = "http_request_duration_seconds_count"
+    count = f"{HISTOGRAM}_count"
     assert _value(samples, count, method="GET", route="/v1/jobs/{job_id}", status="200") >= 1
     assert _value(samples, count, method="GET", route="other", status="404") >= 1
     assert _value(samples, count, method="other", route="/v1/jobs", status="405") >= 1
     assert not [value for _, labels in samples for _, value in labels if "job_" in value and "{job_id}" not in value]
 
 
+def test_how_long_requests_took_is_a_histogram() -> None:
+    requests = Metrics()
+    for seconds in (0.001, 0.005, 0.3, 0.4, 99):
+        requests.observe(method="GET", route="/v1/jobs", status=200, seconds=seconds)
+    text, _ = requests.exposition(None, broker_is_up=False, accept="")
+    [family] = [each for each in text_string_to_metric_families(text.decode()) if each.name == HISTOGRAM]
+    assert family.type == "histogram"
+    buckets = {each.labels["le"]: each.value for each in family.samples if each.name == f"{HISTOGRAM}_bucket"}
+    counts = [2, 2, 2, 2, 2, 2, 4, 4, 4, 4, 4, 4, 4, 5]
+    bounds = "0.005 0.01 0.025 0.05 0.1 0.25 0.5 1.0 2.5 5.0 10.0 30.0 60.0 +Inf"
+    assert buckets == dict(zip(bounds.split(), counts, strict=True))
+    rest = {each.name: each.value for each in family.samples if "le" not in each.labels}
+    assert rest == {f"{HISTOGRAM}_count": 5, f"{HISTOGRAM}_sum": pytest.approx(99.706)}
+
+
 def test_prometheus_may_have_openmetrics(idle_http: httpx.Client) -> None:
     answer = idle_http.get("/metrics", headers={"Accept": "application/openmetrics-text;version=1.0.0"})
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     families = openmetrics.text_string_to_metric_families(answer.text)  # type: ignore[no-untyped-call]
-    assert {"jobs_submitted", "job_run_seconds"} <= {family.name for family in families}
+    assert {"jobs_submitted", "job_run_seconds", HISTOGRAM} <= {family.name for family in families}
 
 
 def test_it_is_neither_described_nor_asked_for_a_key(idle_http: httpx.Client) -> None:
