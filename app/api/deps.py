@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Annotated, TypeAlias
 
-from fastapi import Depends, Header, Query, Request, Security
+from fastapi import APIRouter, Depends, Header, Query, Request, Security, params
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import AwareDatetime, BeforeValidator
 from sqlalchemy import Engine
@@ -107,6 +108,13 @@ async def only_known_parameters(request: Request) -> None:
     ]
     if found:
         raise InvalidParameter("A parameter is not one that this request takes; `errors` says which.", found)
+
+
+def make_router(
+    prefix: str = "", *, tags: list[str | Enum] | None = None, dependencies: Sequence[params.Depends] = ()
+) -> APIRouter:
+    """Routes that say all that they ask for, so that the application takes them as they are."""
+    return APIRouter(prefix=prefix, tags=tags, dependencies=[Depends(only_known_parameters), *dependencies])
 
 
 _bearer = HTTPBearer(auto_error=False, description="A key made by `secateur keys create`.")

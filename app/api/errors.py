@@ -119,7 +119,7 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
 
 def _allow(request: Request) -> dict[str, str]:
     """`Allow` of all routes at this path; the framework names those of the first alone."""
-    at_this_path = [route for route in request.app.state.routes if route.matches(request.scope)[0] is not Match.NONE]
+    at_this_path = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
     return {"Allow": ", ".join(sorted({method for route in at_this_path for method in route.methods}))}
 
 

@@ -272,3 +272,4 @@ def test_what_does_not_exist_is_a_problem_too(idle_http: httpx.Client) -> None:
     answer = idle_http.delete("/v1/jobs")
     problem(answer, 405, "method_not_allowed")
     assert answer.headers["Allow"] == "GET, POST"
+    assert idle_http.post("/openapi.json").headers["Allow"] == "GET, HEAD"

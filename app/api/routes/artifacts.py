@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import re
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api import resources
-from app.api.deps import ArtifactReaderDep, PartsDep, ReaderDep, ReadSessionDep
+from app.api.deps import ArtifactReaderDep, PartsDep, ReaderDep, ReadSessionDep, make_router
 from app.api.openapi import DOWNLOAD, DOWNLOAD_PARAMETERS, problems
 from app.api.schemas import Artifact, Page
 from app.core.errors import RangeBeyondEnd
@@ -18,7 +18,7 @@ from app.services import artifacts
 
 _ONE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
-router = APIRouter(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"])
+router = make_router(prefix="/v1/jobs/{job_id}/artifacts", tags=["artifacts"])
 
 
 @router.get("", operation_id="list_artifacts", responses=problems(404, 410))

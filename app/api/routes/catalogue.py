@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any, get_args
 
-from fastapi import APIRouter
 from pydantic import BaseModel
 
-from app.api.deps import READER_ONLY, PartsDep
+from app.api.deps import READER_ONLY, PartsDep, make_router
 from app.api.openapi import problems
 from app.contract.artifacts import ARTIFACTS
 from app.contract.datasets import DATASETS, MAX_IMAGES, MAX_VALUES, DatasetFormat
@@ -20,7 +19,7 @@ from app.contract.training import OPTIMIZERS, PENALTIES
 from app.contract.uploads import DatasetImportSpec, ImportSpec, UploadFormat
 from app.core.errors import NotFound
 
-router = APIRouter(prefix="/v1", tags=["catalogue"], dependencies=[READER_ONLY])
+router = make_router(prefix="/v1", tags=["catalogue"], dependencies=[READER_ONLY])
 
 
 @router.get("/options", operation_id="get_options", responses=problems())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from pydantic import JsonValue
 from starlette.concurrency import run_in_threadpool
 
 from app.api import resources
 from app.api.accepted import Told, accepted_upload, refuse_upload_early
-from app.api.deps import IdempotencyKey, LabelPairs, PartsDep, WriterDep, labels_of
+from app.api.deps import IdempotencyKey, LabelPairs, PartsDep, WriterDep, labels_of, make_router
 from app.api.openapi import ACCEPTED, CHECKPOINT_BODY, problems
 from app.api.schemas import Job
 from app.contract.job import DisplayName
@@ -21,7 +21,7 @@ PATH = "/v1/checkpoints"
 ROUTE = "upload_checkpoint"
 MEDIA_TYPE = "application/octet-stream"
 
-router = APIRouter(tags=["checkpoints"])
+router = make_router(tags=["checkpoints"])
 
 
 @router.post(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from app.api import resources
-from app.api.deps import ArtifactReaderDep, PartsDep, ReadSessionDep
+from app.api.deps import ArtifactReaderDep, PartsDep, ReadSessionDep, make_router
 from app.api.openapi import problems
 from app.api.schemas import Compared, Comparison
 from app.contract.reference import JOB_ID_PATTERN
 from app.services import artifacts
 
-router = APIRouter(prefix="/v1/compare", tags=["jobs"])
+router = make_router(prefix="/v1/compare", tags=["jobs"])
 
 _ONE = JOB_ID_PATTERN.removeprefix("^").removesuffix("$")
 MOST = 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from pydantic import JsonValue
 from starlette.concurrency import run_in_threadpool
 
@@ -19,6 +19,7 @@ from app.api.deps import (
     SessionDep,
     WriterDep,
     labels_of,
+    make_router,
 )
 from app.api.openapi import ACCEPTED, DATASET_BODY, PAGE, problems, with_headers
 from app.api.routes.jobs import MOST, Limit, link_next
@@ -35,7 +36,7 @@ ROUTE = "upload_dataset"
 _FORM = "multipart/form-data"
 _FILE = ("application/octet-stream", "application/zip")
 
-router = APIRouter(prefix=PATH, tags=["datasets"])
+router = make_router(prefix=PATH, tags=["datasets"])
 
 
 @router.post(

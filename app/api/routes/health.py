@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
-from app.api.deps import READER_ONLY, PartsDep, ReadSessionDep
+from app.api.deps import READER_ONLY, PartsDep, ReadSessionDep, make_router
 from app.api.openapi import problems
 from app.api.schemas import Readiness, System, Worker
 from app.core.version import VERSION
 from app.services import system
 
-router = APIRouter(tags=["system"])
+router = make_router(tags=["system"])
 
 
 @router.get("/livez", operation_id="get_liveness")

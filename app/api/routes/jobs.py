@@ -9,7 +9,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, NamedTuple
 
-from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request, Response
+from fastapi import BackgroundTasks, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
@@ -29,6 +29,7 @@ from app.api.deps import (
     SpecDep,
     WriterDep,
     labels_of,
+    make_router,
 )
 from app.api.openapi import ACCEPTED, PAGE, PATCH_BODY, SPEC_BODY, problems, with_headers
 from app.api.schemas import Estimate, Event, Job, Lineage, LineageEdge, LineageJob, Page, Validation
@@ -44,7 +45,7 @@ from app.services.idempotency import KeyedRequest
 
 logger = logging.getLogger(__name__)
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = make_router(prefix="/v1/jobs", tags=["jobs"])
 
 Limit = Annotated[int, Query(ge=1, description="Entries a page; at most 100, more is taken as 100.")]
 After = Annotated[int, Query(ge=0, lt=2**31, description="Only entries with a greater `seq`.")]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import Header, Request, Response
 
+from app.api.deps import make_router
 from app.api.metrics import Metrics, Watch
 
-router = APIRouter()
+router = make_router()
 
 
 @router.get("/metrics", include_in_schema=False)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-
 from app.api import resources
-from app.api.deps import PartsDep, ReaderDep, ReadSessionDep
+from app.api.deps import PartsDep, ReaderDep, ReadSessionDep, make_router
 from app.api.openapi import problems
 from app.api.schemas import Quotas
 from app.services.quotas import quotas
 
-router = APIRouter(tags=["system"])
+router = make_router(tags=["system"])
 
 
 @router.get("/v1/quotas", operation_id="get_quotas", responses=problems())

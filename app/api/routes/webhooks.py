@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 
 from app.api import resources
-from app.api.deps import NewWebhookDep, PartsDep, ReaderDep, ReadSessionDep, SessionDep, WebhookPatchDep, WriterDep
+from app.api.deps import (
+    NewWebhookDep,
+    PartsDep,
+    ReaderDep,
+    ReadSessionDep,
+    SessionDep,
+    WebhookPatchDep,
+    WriterDep,
+    make_router,
+)
 from app.api.openapi import WEBHOOK_BODY, WEBHOOK_PATCH_BODY, problems
 from app.api.routes.jobs import MOST, Limit, link_next
 from app.api.schemas import Delivery, Page, Webhook, WebhookWithSecret
 from app.services import webhooks
 
-router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
+router = make_router(prefix="/v1/webhooks", tags=["webhooks"])
 
 
 @router.post(
