@@ -18,6 +18,8 @@ from tests.specs import Document
 HEAVY = ("torch", "torchvision", "matplotlib", "worker")
 UNUSED = ("torch._dynamo", "torch._inductor", "sympy", "triton", "torchvision", "sklearn", "scipy")
 """By a worker: PyTorch's compiler and what it brings, and the libraries of which it reads no more than a file."""
+LATE = ("celery", "kombu", "redis", "limits", "httpx", "httpcore", "prometheus_client")
+"""By an API that starts: what asks a broker, calls a webhook or answers a scrape, a third of a second altogether."""
 LARGEST_SHARE = 1 / 6
 
 IMPORT_EACH = """
@@ -46,6 +48,21 @@ pipeline.warm_up()
 DatasetStore(None).load("digits")
 unused = [name for name in json.loads(sys.argv[1]) if name in sys.modules]
 print(json.dumps({"light": light, "heavy": heavy, "unused": unused}))
+"""
+
+ANSWER = """
+import asyncio, json, sys
+from app.api.main import create_app
+from app.core.settings import Settings
+status = []
+async def receive():
+    return {"type": "http.request", "body": b"", "more_body": False}
+async def send(message):
+    status.append(message.get("status"))
+scope = {"type": "http", "method": "GET", "path": "/livez", "query_string": b"", "headers": [], "asgi": {}}
+settings = Settings(database_url="postgresql://127.0.0.1:1/x", redis_url="redis://127.0.0.1:1/0")
+asyncio.run(create_app(settings)(scope, receive, send))
+print(json.dumps({"status": status[0], "late": [name for name in json.loads(sys.argv[1]) if name in sys.modules]}))
 """
 
 # A process starts with the peak of whoever started it, and pytest's is large: a small one stands in between.
@@ -82,3 +99,7 @@ def test_the_api_takes_at_most_a_sixth_of_the_memory_that_it_takes_with_torch(me
 def test_a_worker_brings_nothing_that_it_does_not_use(measured: Document) -> None:
     """A quarter of a gigabyte in each, and half of its start."""
     assert measured["unused"] == []
+
+
+def test_the_first_answer_waits_for_nothing_that_it_does_not_need(root: Path) -> None:
+    assert _run(root, ANSWER, LATE) == {"status": 200, "late": []}
