@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable
 import pytest
 import torch
 from torch import Tensor
+from torch.cuda._utils import _nvrtc_compile
 from torch.nn import functional
+from torch.utils import cpp_extension
 
-from tests.engine.emulated import Gpu
-from tests.engine.layers import LAYERS, Layer, drawn, has_bits_of_each_alone, what_is_no_number_stays
+from tests.engine.emulated import Gpu, Kernel
+from tests.engine.layers import LAYERS, Layer, computed, drawn, has_bits_of_each_alone, what_is_no_number_stays
 from worker.engine.convolve import Outputs, convolved
 from worker.engine.normalize import Affine, Running, normalized
 
@@ -174,3 +176,28 @@ def test_layers_side_by_side_have_the_bits_of_each_alone(layer: Layer) -> None:
 
 def test_what_is_no_number_shows_and_stays_with_its_member() -> None:
     assert what_is_no_number_stays(drawn(LAYERS[1], 2, IMAGES, ON_CPU), LAYERS[1])
+
+
+GPUS = ("75", "90", "120")
+"""Compute capabilities: the oldest that PyTorch is built for, a common one, and a new one."""
+
+
+@pytest.mark.skipif(
+    torch.version.cuda is None, reason="built without CUDA, this PyTorch has no compiler for GPUs"
+)
+def test_they_compile_for_gpus_where_no_toolkit_of_cuda_is_installed(
+    emulated: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: dict[str, str] = {}
+
+    def build(text: str, name: str) -> Kernel:
+        for capability in GPUS:
+            _, built[name] = _nvrtc_compile(text, name, capability)
+        return emulated.compile(text, name)
+
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    monkeypatch.setattr(torch.cuda, "_compile_kernel", build)
+    computed(drawn(LAYERS[1], 1, IMAGES, ON_CPU), LAYERS[1])
+
+    names = ("convolve", "weigh", "add_shares", "sums", "forward", "backward_sums", "backward")
+    assert built == {name: name for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from functools import cache
@@ -16,6 +17,7 @@ TRUSTED = threading.Event()
 TRUSTED.set()
 
 _thread = threading.local()
+_FOLDER = Path(__file__).parent
 
 
 def usable(images: Tensor) -> bool:
@@ -58,5 +60,22 @@ def launch(
 @cache
 def _compiled(files: tuple[str, ...], name: str, constants: tuple[tuple[str, int], ...]) -> Any:
     defined = "".join(f"#define {constant} {value}\n" for constant, value in constants)
-    texts = [(Path(__file__).parent / file).read_text() for file in files]
-    return torch.cuda._compile_kernel(defined + "".join(texts), name)
+    text = "".join((_FOLDER / file).read_text() for file in files)
+    return build(defined + _needed(text, name), name)
+
+
+def _needed(text: str, name: str) -> str:
+    """What a kernel needs of a text that has several: what stands ahead of them all, and itself. The others would take
+    as long again to compile."""
+    ahead, *each = re.split(r'^(?=extern "C")', text, flags=re.MULTILINE)
+    (own,) = (kernel for kernel in each if re.search(rf"\b{name}\(", kernel.partition("{")[0]))
+    return ahead + own
+
+
+def build(text: str, name: str) -> Any:
+    """The kernel of that name in this text, which includes no other."""
+    from torch.utils import cpp_extension  # a tenth of a second that a process without a GPU need not wait for
+
+    # PyTorch looks for CUDA's headers and ends where there are none, as in a container; ours go without.
+    cpp_extension.CUDA_HOME = cpp_extension.CUDA_HOME or str(_FOLDER)
+    return torch.cuda._compile_kernel(text, name)
