@@ -5,6 +5,7 @@ import pytest
 
 from app.contract.report import SCHEMAS
 from tests.specs import Document
+from worker.engine.device import choose
 
 
 def test_the_options_say_what_a_spec_may_ask_for(idle_http: httpx.Client) -> None:
@@ -44,7 +45,7 @@ def test_the_system_tells_its_worker(http: httpx.Client, trained: Document) -> N
     system = http.get("/v1/system").json()
 
     (worker,) = system["workers"]
-    assert (worker["alive"], worker["device"]) == (True, "cpu")
+    assert (worker["alive"], worker["device"]) == (True, choose("auto").type)
     assert worker["threads"] >= 1
     assert "torch" in worker["versions"]
     assert system["database"]
