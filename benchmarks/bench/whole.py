@@ -50,7 +50,8 @@ def on_gpu(setting: Setting) -> tuple[Sequence[Row], str]:
         return [Row(what=what, against=AGAINST, kind="speed-up", must=must, skipped=skipped)], ""
     specs = [_spec(seed, EPOCHS, setting.dataset) for seed in range(members)]
     runs = _Runs(DatasetStore(setting.data_dir))
-    runs.carry_out(specs[:1], APART)  # kernels are built at the first call, and kept
+    pipeline.warm_up()  # as a worker does: kernels are built, for one and for many, and kept
+    runs.carry_out(specs[:1], APART)
     at_once = Together(MEMBERS, processes=usable_cores())
     ours, plain = in_turn(
         setting.rounds(2),

@@ -182,9 +182,7 @@ GPUS = ("75", "90", "120")
 """Compute capabilities: the oldest that PyTorch is built for, a common one, and a new one."""
 
 
-@pytest.mark.skipif(
-    torch.version.cuda is None, reason="built without CUDA, this PyTorch has no compiler for GPUs"
-)
+@pytest.mark.skipif(torch.version.cuda is None, reason="built without CUDA, this PyTorch has no compiler for GPUs")
 def test_they_compile_for_gpus_where_no_toolkit_of_cuda_is_installed(
     emulated: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
