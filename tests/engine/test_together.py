@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -30,6 +31,7 @@ from worker.engine.errors import NonFiniteLoss
 from worker.engine.pruning import Mask
 from worker.engine.resume import TrainingState
 from worker.engine.together import Member, train_together
+from worker.engine.together.steps import Steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -82,6 +84,17 @@ def test_every_setting_comes_to_what_it_does_alone(changes: Document) -> None:
 
     alone(others, data)
     agree(members, others)
+
+
+def test_nothing_is_left_of_it_for_a_collection_of_garbage() -> None:
+    """Which may be long in coming, while a GPU's memory is taken."""
+    gc.collect()
+    gc.disable()
+    try:
+        train_together([member(course(seed)) for seed in range(2)], examples(30))
+        assert not [each for each in gc.get_objects() if type(each) is Steps]
+    finally:
+        gc.enable()
 
 
 @settings(max_examples=8, deadline=None)

@@ -25,12 +25,13 @@ _WARM_UPS = 3
 @contextmanager
 def recording(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream | None = None) -> Iterator[None]:
     """What is launched within goes into the graph. Other threads may go on with what they do on the device."""
-    collects = gc.isenabled()
+    collects, here = gc.isenabled(), torch.cuda.current_stream()
     gc.disable()  # the end of an older graph, that is garbage by now, would spoil this one
     try:
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             yield
     finally:
+        torch.cuda.set_stream(here)  # as not every PyTorch does when what has failed within spoils the recording's end
         if collects:
             gc.enable()
 

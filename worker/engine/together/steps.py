@@ -56,7 +56,7 @@ class Steps:
         self._whole: torch.optim.Optimizer | None = None
         self._one_rate = len({course.settings.learning_rate for course in courses}) == 1
         self.sums = Sums(members, device)
-        self._full = Replayed(self._whole_step)
+        self._full = Replayed()
 
     # An epoch
 
@@ -75,7 +75,7 @@ class Steps:
         """A step with batches of `size`. On a CPU `descending` tells, once the losses are known, which members are to
         go on; on a GPU, where the question would stall each step, all do."""
         if self._device.type == "cuda":
-            self._full() if size == len(self._within) else self._whole_step(size)
+            self._full(self._whole_step) if size == len(self._within) else self._whole_step(size)
             return
         self._advance(size)
         self._descend(descending())
@@ -249,30 +249,34 @@ def side_by_side(streams: Sequence[torch.cuda.Stream]) -> Iterator[Callable[[int
     here = torch.cuda.current_stream()
     for stream in streams:
         stream.wait_stream(here)
-    yield lambda number: torch.cuda.stream(streams[number % len(streams)])
-    for stream in streams:
-        here.wait_stream(stream)
+    try:
+        yield lambda number: torch.cuda.stream(streams[number % len(streams)])
+    finally:  # of what fails while it is recorded, the recording's end would say instead that a stream was left behind
+        for stream in streams:
+            here.wait_stream(stream)
 
 
 class Replayed:
     """A step that is run as it is a few times, then captured as a CUDA graph and replayed: one launch for all its
-    kernels. Each call is one step, the first ones and that of the capture too."""
+    kernels. Each call is one step, the first ones and that of the capture too. It is the same at each call, and not
+    kept: whoever keeps this would be kept by it, and the GPU's memory with both until a collection of garbage."""
 
-    def __init__(self, step: Callable[[], None]) -> None:
-        self._step, self._ran = step, 0
+    def __init__(self) -> None:
+        self._ran = 0
+        self._aside: list[
+            torch.cuda.Stream
+        ] = []  # one: the libraries keep memory for each stream that they are used on
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self) -> None:
+    def __call__(self, step: Callable[[], None]) -> None:
         if self._ran < WARM:
             self._ran += 1
-            (aside,) = _streams(1)
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                self._step()
-            torch.cuda.current_stream().wait_stream(aside)
+            self._aside = self._aside or _streams(1)
+            with side_by_side(self._aside) as aside, aside(0):
+                step()
             return
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
             with recording(self._graph):
-                self._step()
+                step()
         self._graph.replay()
