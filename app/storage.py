@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -37,9 +39,12 @@ class ArtifactStore(Protocol):
     def checkpoints(self, job_id: str) -> Path:
         """The folder of the job's training checkpoints: there from the first `stage` until `tidy`."""
 
-    def tidy(self, job_id: str, attempt: int | None, checkpoints: Collection[str]) -> None:
-        """Remove all that is left of a job but what `attempt` published and the training checkpoints named. Raises
-        OSError when something is left all the same."""
+    def tidy(self, job_id: str, attempt: int | None, checkpoints: Collection[str], last: int) -> None:
+        """Remove what is left of a job's attempts up to the `last` one, but what `attempt` published and the training
+        checkpoints named. Raises OSError when something is left all the same."""
+
+    def remove(self, job_id: str) -> None:
+        """Remove all that there is of a job but its upload. Raises OSError when something is left all the same."""
 
     def incoming(self, job_id: str) -> Path:
         """Where to write the file that is uploaded for a job."""
@@ -94,13 +99,22 @@ class LocalStore:
         shutil.rmtree(self._staging(job_id, attempt), ignore_errors=True)
         shutil.rmtree(self.folder(job_id, attempt), ignore_errors=True)
 
-    def tidy(self, job_id: str, attempt: int | None, checkpoints: Collection[str]) -> None:
-        job, folder = self._root / job_id, self.checkpoints(job_id)
-        if checkpoints:
-            _remove_all_but(folder, set(checkpoints))
-        _remove_all_but(job, {str(attempt)} | ({folder.name} if checkpoints else set()))
-        if job.is_dir() and not any(job.iterdir()):
-            job.rmdir()
+    def tidy(self, job_id: str, attempt: int | None, checkpoints: Collection[str], last: int) -> None:
+        # Whoever asks may have been frozen, and the job been retried meanwhile.
+        job, states = self._root / job_id, self.checkpoints(job_id)
+        for path in _entries(states):
+            if path.name not in checkpoints and _attempt_of(path) <= last:
+                _remove(path)
+        for path in _entries(job):
+            if path.name not in (str(attempt), states.name) and _attempt_of(path) <= last:
+                _remove(path)
+        if all(_attempt_of(path) <= last for path in _entries(job)):  # a later one will write into them
+            for folder in (states, job):
+                with suppress(OSError):  # it is not empty, or not there
+                    folder.rmdir()
+
+    def remove(self, job_id: str) -> None:
+        _remove(self._root / job_id)
 
     def upload(self, job_id: str) -> Path:
         return self._uploads / job_id
@@ -129,17 +143,24 @@ class LocalStore:
         return found
 
 
-def _remove_all_but(folder: Path, kept: set[str]) -> None:
-    """Whatever somebody else removes meanwhile is gone as well. Raises OSError when something cannot be removed."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name in kept:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-        if path.exists():
-            raise OSError(f"{path} could not be removed")
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _attempt_of(path: Path) -> int:
+    """Whose this is in a job's folder, or among its checkpoints; 0 where its name does not tell."""
+    found = re.match(r"\.?(\d+)", path.name)
+    return int(found[1]) if found else 0
+
+
+def _remove(path: Path) -> None:
+    """Whatever somebody else removes meanwhile is gone as well. Raises OSError when it cannot be removed."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    if path.exists():
+        raise OSError(f"{path} could not be removed")
 
 
 def write_durably(path: Path, content: bytes) -> None:

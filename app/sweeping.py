@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.db import members, metrics, sweep, turns, webhooks, workers
+from app.db import members, metrics, sweep, tenants, turns, webhooks, workers
 from app.db.session import AWAY
 from app.queue import Queue
 from app.storage import ArtifactStore
@@ -37,10 +37,12 @@ class Round:
     def run(self) -> None:
         """Moves first, in one transaction; messages and files after its commit."""
         with self.sessions.begin() as session:
-            for action, job_ids in sweep.sweep(session, max_attempts=self.max_attempts).items():
+            moved = sweep.sweep(session, max_attempts=self.max_attempts)
+            for action, job_ids in moved.items():
                 for job_id in job_ids:
                     logger.warning("swept", extra={"action": action, "job_id": job_id})
             workers.forget_old(session)
+            tenants.lock_in_order(session, [job_id for job_ids in moved.values() for job_id in job_ids])
         self._settle()
         self._send()
         self._expire()
@@ -91,11 +93,13 @@ class Round:
 
     def _expire(self) -> None:
         with self.sessions.begin() as session:
-            for job_id in sweep.expire(session):
+            expired = sweep.expire(session)
+            for job_id in expired:
                 logger.info("retention is over", extra={"job_id": job_id})
             sweep.forget(session)
             webhooks.forget(session)
             metrics.fold(session)
+            tenants.lock_in_order(session, expired)
 
     def _reap(self) -> None:
         """The mark was first, so that nobody is sent to what is half gone; then come bytes, then rows. Whoever is
@@ -106,7 +110,7 @@ class Round:
 
     def _is_removed(self, job_id: str) -> bool:
         try:
-            self.store.tidy(job_id, None, ())
+            self.store.remove(job_id)
             self.store.drop_upload(job_id)
         except OSError as error:
             logger.warning("could not purge, will try again", extra={"job_id": job_id, "error": str(error)})
@@ -120,7 +124,7 @@ class Round:
 
     def _is_tidy(self, ended: sweep.Ended) -> bool:
         try:
-            self.store.tidy(ended.job_id, ended.attempt, ended.checkpoints)
+            self.store.tidy(*ended)
         except OSError as error:
             logger.warning("could not tidy, will try again", extra={"job_id": ended.job_id, "error": str(error)})
             return False

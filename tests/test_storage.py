@@ -80,11 +80,41 @@ def test_of_an_ended_job_only_what_counts_is_kept(
         (store.checkpoints(JOB) / name).write_text("x")
 
     for _ in range(2):
-        store.tidy(JOB, published, checkpoints)
+        store.tidy(JOB, published, checkpoints, 3)
 
         assert _entries(store) == left
         assert [path.name for path in store.checkpoints(JOB).glob("*")] == list(checkpoints)
         assert store.folder(JOB, 1).parent.exists() == bool(left)
+
+
+def test_what_a_later_attempt_has_written_is_not_touched(store: LocalStore) -> None:
+    """Who tidies up after the first may have been frozen while the job was retried."""
+    store.stage(JOB, 1)
+    for attempt in (2, 3):
+        (store.stage(JOB, attempt) / "a").write_text("x")
+    store.publish(JOB, 2)
+    for name in ("1-1.pt", ".1-2.pt.partial", "3-1.pt", ".3-2.pt.partial"):
+        (store.checkpoints(JOB) / name).write_text("x")
+
+    store.tidy(JOB, None, (), 1)
+
+    assert _entries(store) == [".3.partial", ".checkpoints", "2"]
+    assert {path.name for path in store.checkpoints(JOB).iterdir()} == {"3-1.pt", ".3-2.pt.partial"}
+    store.stage(JOB, 4)
+    store.discard(JOB, 3)
+    store.tidy(JOB, 2, (), 3)
+    assert (_entries(store), list(store.checkpoints(JOB).iterdir())) == ([".4.partial", ".checkpoints", "2"], [])
+
+
+def test_a_removed_job_leaves_nothing_but_its_upload(store: LocalStore) -> None:
+    store.incoming(JOB).write_bytes(b"abc")
+    (store.stage(JOB, 1) / "a").write_text("x")
+    store.publish(JOB, 1)
+    (store.checkpoints(JOB) / "1-1.pt").write_text("x")
+    for _ in range(2):
+        store.remove(JOB)
+        assert not store.folder(JOB, 1).parent.exists()
+        assert store.incoming(JOB).exists()
 
 
 def test_a_file_is_intact_while_it_holds_what_was_published(tmp_path: Path) -> None:
@@ -140,7 +170,7 @@ def test_tidying_a_job_leaves_its_upload_alone(store: LocalStore) -> None:
     store.accept(JOB)
     store.stage(JOB, 1)
 
-    store.tidy(JOB, None, ())
+    store.tidy(JOB, None, (), 1)
 
     assert store.upload(JOB).exists()
     assert not store.folder(JOB, 1).parent.exists()

@@ -1,16 +1,20 @@
-"""What the sweeper does when messages are fewer than jobs that can be begun."""
+"""What the sweeper does when messages are fewer than jobs that can be begun, and when there are several sweepers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import redis
 from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.db import attempts
+from app.contract.status import Status
+from app.db import attempts, sweep
+from app.db.models import JobRow
 from app.queue import QUEUE, Queue
 from app.storage import LocalStore
 from app.sweeping import Round
@@ -44,3 +48,49 @@ def test_a_job_that_can_be_begun_gets_a_message_when_none_waits(
 
     assert broker.llen(QUEUE) == 1
     queue.close()
+
+
+TENANTS, ROUNDS = 60, 10
+
+
+def test_sweepers_that_purge_jobs_of_several_tenants_do_not_wait_for_each_other_in_a_circle(
+    sessions: sessionmaker[Session], broker_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the commit each job is taken from its tenant's account."""
+    count = 2 * ROUNDS * sweep.SWEEP_BATCH
+    _expired_like(sessions, Jobs(sessions).in_state(Status.SUCCEEDED), count)
+    queue, both, forget = Queue(broker_url), Barrier(2, timeout=60), sweep.forget
+    queue.mark()
+
+    def forget_together(session: Session) -> None:
+        forget(session)
+        both.wait()  # both have purged, and are about to commit
+
+    monkeypatch.setattr(sweep, "forget", forget_together)
+
+    def sweeps() -> None:
+        round_ = Round(sessions, queue, LocalStore(tmp_path), max_attempts=3, max_running=1)
+        for _ in range(ROUNDS):
+            round_.run()
+
+    with ThreadPoolExecutor(2) as pool:
+        for each in [pool.submit(sweeps) for _ in range(2)]:
+            each.result(timeout=120)
+    with sessions() as session:
+        assert session.scalar(text("SELECT count(*) FROM jobs WHERE purged_at IS NOT NULL")) == count
+    queue.close()
+
+
+def _expired_like(sessions: sessionmaker[Session], job_id: str, count: int) -> None:
+    """So many jobs like this one, each of some tenant, whose time is over."""
+    own = {
+        "id": "'job_' || md5(number::text)",
+        "tenant": f"'t' || (random() * {TENANTS})::int",
+        "expires_at": "clock_timestamp() - random() * interval '1 hour'",
+        "tidied_at": "now()",
+    }
+    columns = [column.name for column in JobRow.__table__.columns]
+    chosen = ", ".join(own.get(name, name) for name in columns)
+    numbered = f"SELECT {chosen} FROM jobs, generate_series(1, {count}) AS number WHERE id = :id"
+    with sessions.begin() as session:
+        session.execute(text(f"INSERT INTO jobs ({', '.join(columns)}) {numbered}"), {"id": job_id})

@@ -149,7 +149,8 @@ def get(
     `purge`."""
     query = _JOB if tenant is None else _JOB_OF_TENANT
     if lock is not None:
-        query = query.with_for_update(read=lock == "keep").execution_options(populate_existing=True)
+        keeps = lock == "keep"
+        query = query.with_for_update(read=keeps, key_share=keeps).execution_options(populate_existing=True)
     return session.scalar(query, {"job_id": job_id} if tenant is None else {"job_id": job_id, "tenant": tenant})
 
 

@@ -25,6 +25,9 @@ PURGE_GRACE_SECONDS = 30
 KEY_KEPT_SECONDS = 2 * 86_400
 """An idempotency key; a day is promised."""
 
+_ANY_ORDER = func.random()
+"""What cannot be removed is met again each time: in an order, a batch of such would keep all others from their turn."""
+
 MARK_KEPT_SECONDS = 365 * 86_400
 """Of a purged job: 410 that long, then 404."""
 
@@ -115,7 +118,9 @@ def make_due(session: Session, job_ids: Sequence[str]) -> None:
 
 def make_all_due(session: Session) -> int:
     """Every queued job's message is due now, because the broker has lost what it was given. Returns how many."""
-    statement = update(JobRow).where(JobRow.status == Status.QUEUED).values(publish_at=now(), publishes=0)
+    later = and_(JobRow.status == Status.QUEUED, JobRow.publish_at > asked_at())
+    chosen = select(JobRow.id).where(later).with_for_update(skip_locked=True)
+    statement = update(JobRow).where(JobRow.id.in_(chosen)).values(publish_at=now(), publishes=0)
     return len(session.scalars(statement.returning(JobRow.id)).all())
 
 
@@ -138,7 +143,7 @@ def expire(session: Session) -> list[str]:
 def doomed(session: Session) -> Sequence[str]:
     """Some purged jobs whose bytes are to go, their rows locked until the transaction ends. Then they are `buried`."""
     over = JobRow.purged_at <= asked_at() - seconds(PURGE_GRACE_SECONDS)
-    query = select(JobRow.id).where(over).order_by(JobRow.purged_at).limit(TIDY_BATCH)
+    query = select(JobRow.id).where(over).order_by(_ANY_ORDER).limit(TIDY_BATCH)
     return session.scalars(query.with_for_update(skip_locked=True)).all()
 
 
@@ -163,19 +168,22 @@ class Ended(NamedTuple):
     """Of the artifacts, when it succeeded."""
     checkpoints: frozenset[str]
     """Those that a retry may go on from."""
+    last: int
+    """The last attempt that there has been: what is of a later one is not to be touched."""
 
 
 def untidied(session: Session) -> list[Ended]:
     """Some jobs that ended and still may have files of losing attempts. They are locked until the transaction ends, so
-    that a retry waits. `tidied` marks those that are in order."""
+    that a retry waits; who submits upon one does not. `tidied` marks those that are in order."""
     untidied = and_(JobRow.status.in_(TERMINAL_STATES), JobRow.tidied_at.is_(None))
-    query = select(JobRow).where(untidied).order_by(JobRow.queued_at)
-    rows = session.scalars(query.limit(TIDY_BATCH).with_for_update(skip_locked=True))
+    query = select(JobRow).where(untidied).order_by(_ANY_ORDER)
+    rows = session.scalars(query.limit(TIDY_BATCH).with_for_update(skip_locked=True, key_share=True))
     return [
         Ended(
             row.id,
             row.attempt if row.status == Status.SUCCEEDED else None,
             frozenset(checkpoint["name"] for checkpoint in row.checkpoints),
+            row.attempt,
         )
         for row in rows
     ]

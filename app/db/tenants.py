@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from sqlalchemy import bindparam, func, select, text, union
@@ -64,6 +64,13 @@ class Use(NamedTuple):
 
 def use(session: Session, tenant: str, stored_bytes: int) -> Use:
     return Use(count_queued(session, tenant), count_running(session, tenant), stored_bytes)
+
+
+def lock_in_order(session: Session, job_ids: Collection[str]) -> None:
+    """The last question of a transaction that moves jobs of several tenants, whose accounts a trigger changes at the
+    commit: in any other order, two of them could wait for each other."""
+    named = TenantRow.name.in_(select(JobRow.tenant).where(JobRow.id.in_(job_ids)))
+    session.execute(select(TenantRow.name).where(named).order_by(TenantRow.name).with_for_update(key_share=True))
 
 
 def set_limits(session: Session, tenant: str, own: Mapping[str, int | None]) -> None:

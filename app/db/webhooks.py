@@ -228,4 +228,6 @@ def forget(session: Session) -> None:
     """Rotated secrets that sign no longer, and old deliveries."""
     expired = {"previous_secret": None, "previous_secret_expires_at": None}
     session.execute(update(WebhookRow).where(WebhookRow.previous_secret_expires_at < func.now()).values(**expired))
-    session.execute(delete(DeliveryRow).where(DeliveryRow.created_at < func.now() - seconds(KEPT_SECONDS)))
+    old = select(DeliveryRow.id).where(DeliveryRow.created_at < func.now() - seconds(KEPT_SECONDS))
+    chosen = old.order_by(DeliveryRow.created_at).limit(10_000).with_for_update(skip_locked=True)
+    session.execute(delete(DeliveryRow).where(DeliveryRow.id.in_(chosen)))

@@ -59,6 +59,17 @@ def test_what_is_purged_is_not_retried(made: Jobs) -> None:
         assert not jobs.retry(session, job_id, "default")
 
 
+def test_what_cannot_be_removed_keeps_nothing_else_from_its_turn(made: Jobs) -> None:
+    """Of as many as fill a batch."""
+    stuck = {made.in_state(Status.FAILED) for _ in range(sweep.TIDY_BATCH)}
+    last = made.in_state(Status.FAILED)
+    with made.sessions.begin() as session:
+        batches = [{ended.job_id for ended in sweep.untidied(session)} for _ in range(20)]
+    assert all(len(batch) == sweep.TIDY_BATCH for batch in batches)
+    assert any(last in batch for batch in batches)
+    assert set().union(*batches) == {*stuck, last}
+
+
 def test_what_another_job_reads_does_not_expire(made: Jobs) -> None:
     source, free = made.in_state(Status.SUCCEEDED), made.in_state(Status.SUCCEEDED)
     for job_id in (source, free):

@@ -230,7 +230,7 @@ def test_an_ended_job_is_tidied_once_and_again_after_a_retry(
         checkpoints = [attempts.Checkpoint("1-1.pt", "0" * 64)]
         attempts.beat(session, job_id, 1, lease_seconds=60, phase="training", progress=None, checkpoints=checkpoints)
     made.end(job_id, status)
-    untidied = sweep.Ended(job_id, attempt, frozenset(keeps))
+    untidied = sweep.Ended(job_id, attempt, frozenset(keeps), 1)
     for _ in range(2):  # until it is told that they are in order
         with made.sessions.begin() as session:
             assert sweep.untidied(session) == [untidied]
@@ -247,7 +247,15 @@ def test_an_ended_job_is_tidied_once_and_again_after_a_retry(
     if again:
         with made.sessions.begin() as session:
             assert jobs.request_cancel(session, job_id, "default") is Status.CANCELLED
-            assert sweep.untidied(session) == [sweep.Ended(job_id, None, frozenset())]
+            assert sweep.untidied(session) == [sweep.Ended(job_id, None, frozenset(), 1)]
+
+
+def test_who_submits_upon_a_job_does_not_wait_for_its_files_to_be_tidied(made: Jobs) -> None:
+    job_id = made.in_state(Status.SUCCEEDED)
+    with made.sessions.begin() as sweeper, made.sessions.begin() as client:
+        assert [ended.job_id for ended in sweep.untidied(sweeper)] == [job_id]
+        client.execute(text("SET LOCAL lock_timeout = '1s'"))
+        assert jobs.get(client, job_id, "default", lock="keep") is not None
 
 
 def test_of_sweepers_at_once_one_tidies_each_job(made: Jobs, both: Callable[..., list[Any]]) -> None:

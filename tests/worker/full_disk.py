@@ -28,7 +28,7 @@ def main(url: str, folder: Path, job_ids: Sequence[str]) -> None:
         run_job(job_id, runtime)
     with sessions() as session:
         for ended in sweep.untidied(session):
-            store.tidy(ended.job_id, ended.attempt, ended.checkpoints)
+            store.tidy(*ended)
     engine.dispose()
     sys.stdout.write(" ".join(sorted(path.name for path in folder.rglob("*") if path.is_file())))
 
