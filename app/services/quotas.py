@@ -18,11 +18,14 @@ def admit(session: Session, tenant: str, defaults: Limits, *, jobs: int = 1, mor
     """Let so many more jobs of the tenant into the queue, all or none, and with them as many bytes of an upload. Other
     jobs of the tenant are let in after this transaction. Raises QueueFull or StorageFull."""
     limits, stored = tenants.account(session, tenant, defaults)
+    if limits.max_queued != UNLIMITED or (more_bytes and limits.max_stored_bytes != UNLIMITED):
+        tenants.take_turns(session, tenant)
+    if more_bytes:
+        stored = tenants.account(session, tenant, defaults).stored_bytes  # with those of whoever's turn was before
     # What a job will publish is not known before: one that is let in below the limit may go beyond it.
     if stored >= limits.max_stored_bytes or stored + more_bytes > limits.max_stored_bytes:
         raise StorageFull(limits.max_stored_bytes, stored, more_bytes)
     if limits.max_queued != UNLIMITED:
-        tenants.take_turns(session, tenant)
         queued = tenants.count_queued(session, tenant)
         if queued + jobs > limits.max_queued:
             raise QueueFull(limits.max_queued, queued, jobs)

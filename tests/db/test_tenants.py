@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.contract.failure import Failure, FailureCode
 from app.contract.spec import parse_stored
+from app.core.errors import StorageFull
 from app.core.ids import new_job_id
 from app.core.limits import UNLIMITED, Limits
 from app.db import attempts, jobs, sweep, tenants
+from app.services import quotas
 from tests.db.conftest import Jobs
+from tests.specs import Document
+from tests.waiting import wait_until
 
 DEFAULTS = Limits(1, 2, 3, 4)
 FOR_GOOD = Failure.of(FailureCode.INVALID_CHECKPOINT, "It is none.", attempt=1)
@@ -32,12 +37,19 @@ def test_a_tenant_has_the_defaults_where_it_has_no_limits_of_its_own(sessions: s
         tenants.set_limits(session, "a", {"max_queued": -1})
 
 
-def _import(made: Jobs, tenant: str, size: int) -> str:
-    job_id = new_job_id()
-    spec = parse_stored({"kind": "import", "format": "torch", "size": size, "sha256": "0" * 64})
-    document = spec.model_dump(mode="json")
+UPLOADED: dict[str, Document] = {"import": {"format": "torch"}, "dataset": {"files": [{"name": "file", "size": 1}]}}
+
+
+def _upload(made: Jobs, tenant: str, kind: str, size: int) -> str:
     with made.sessions.begin() as session:
-        jobs.insert_job(session, job_id=job_id, tenant=tenant, spec=document, spec_version=1, retention_days=1)
+        return _insert_upload(session, tenant, kind, size)
+
+
+def _insert_upload(session: Session, tenant: str, kind: str, size: int) -> str:
+    job_id = new_job_id()
+    spec = parse_stored({"kind": kind, "size": size, "sha256": "0" * 64, **UPLOADED[kind]})
+    document = spec.model_dump(mode="json")
+    jobs.insert_job(session, job_id=job_id, tenant=tenant, spec=document, spec_version=1, retention_days=1)
     return job_id
 
 
@@ -50,7 +62,7 @@ def test_the_bytes_that_are_counted_are_those_that_are_kept(made: Jobs, seed: in
         with made.sessions.begin() as session:
             match chance.randrange(7):
                 case 0:
-                    ids.append(_import(made, tenant, chance.randrange(1, 1_000)))
+                    ids.append(_upload(made, tenant, chance.choice([*UPLOADED]), chance.randrange(1, 1_000)))
                 case 1:
                     ids.append(made.queued(tenant=tenant))
                 case 2 if ids:
@@ -71,6 +83,30 @@ def test_the_bytes_that_are_counted_are_those_that_are_kept(made: Jobs, seed: in
     assert sum(_kept(made).values()) > 0
 
 
+@pytest.mark.parametrize("max_queued", [UNLIMITED, 5])
+def test_an_upload_is_let_in_by_what_is_stored_when_its_turn_has_come(made: Jobs, max_queued: int) -> None:
+    limits = DEFAULTS._replace(max_queued=max_queued, max_stored_bytes=1_500)
+
+    def admit() -> None:
+        with made.sessions.begin() as session:
+            quotas.admit(session, "a", limits, more_bytes=1_000)
+
+    waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'")
+    with ThreadPoolExecutor(1) as pool, made.sessions() as watcher:
+        with made.sessions.begin() as session:
+            quotas.admit(session, "a", limits, more_bytes=1_000)
+            _insert_upload(session, "a", "import", 1_000)
+            second = pool.submit(admit)
+            wait_until(lambda: second.done() or _fresh(watcher, waiting), timeout=20, what="the second waits")
+        with pytest.raises(StorageFull):
+            second.result(timeout=20)
+
+
+def _fresh(session: Session, question: TextClause) -> int:
+    session.rollback()
+    return session.scalar(question) or 0
+
+
 def _file(name: str, size: int) -> attempts.NewArtifact:
     return attempts.NewArtifact(name, "report", "application/json", size, "0" * 64)
 
@@ -88,7 +124,7 @@ def _kept(made: Jobs) -> dict[str, int]:
         needed = sweep.uploads_needed(session, [row.id for row in rows])
         for job_id, tenant, spec in rows:
             kept[tenant] += sum(file.size for file in jobs.artifacts(session, job_id))
-            kept[tenant] += spec["size"] if spec["kind"] == "import" and needed[job_id] else 0
+            kept[tenant] += spec["size"] if spec["kind"] in UPLOADED and needed[job_id] else 0
     return kept
 
 
