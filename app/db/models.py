@@ -87,7 +87,10 @@ class JobRow(Base):
         Index("ix_jobs_purged", "purged_at", postgresql_where=text("purged_at IS NOT NULL")),
         Index("ix_jobs_queued", "queued_at", postgresql_where=text("status = 'queued'")),
         Index("ix_jobs_turn", "tenant", "queued_at", "id", postgresql_where=text("status = 'queued'")),
-        Index("ix_jobs_leased", "lease_expires_at", postgresql_where=text(f"status IN {LEASED}")),
+        Index("ix_jobs_queue_deadline", "queue_deadline", postgresql_where=text("status = 'queued'")),
+        Index("ix_jobs_publish_at", "publish_at", postgresql_where=text("status = 'queued'")),
+        # Not of the lease's end, which every heartbeat moves: it would have to change all indexes.
+        Index("ix_jobs_leased", "tenant", postgresql_where=text(f"status IN {LEASED}")),
         Index("ix_jobs_untidied", "queued_at", postgresql_where=text(f"status IN {TERMINAL} AND tidied_at IS NULL")),
     )
 
@@ -188,6 +191,7 @@ class PurgedRow(Base):
     """What is left of a purged job: enough to say that it is gone, and to whom."""
 
     __tablename__ = "purged_jobs"
+    __table_args__ = (Index("ix_purged_jobs_purged_at", "purged_at"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant: Mapped[str]
