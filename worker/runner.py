@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.core.logging import about
 from app.core.tracing import trace_field
-from app.db import members, turns
+from app.db import attempts, members, turns
 from app.db.attempts import Claim
 from app.db.session import AWAY
 from worker import identity
@@ -43,11 +43,15 @@ def run_job(job_id: str, runtime: Runtime) -> None:
 
 def _claim(job_id: str, runtime: Runtime) -> list[Claim]:
     """Waits for a database that is away: the message is gone with this call."""
+    in_doubt = False
     while True:
         try:
             with runtime.sessions.begin() as session:
+                if in_doubt:
+                    attempts.give_back(session, runtime.owner)
                 return _claimed(session, runtime)
         except AWAY as error:
+            in_doubt = True
             logger.warning("claim failed, will try again", extra={"job_id": job_id, "error": str(error)})
             time.sleep(runtime.heartbeat_seconds)
 

@@ -72,7 +72,8 @@ def claim(session: Session, job_id: str, *, owner: str, lease_seconds: float) ->
             lease_expires_at=now() + seconds(lease_seconds),
             started_at=func.coalesce(JobRow.started_at, now()),
             runtime_deadline=func.coalesce(
-                JobRow.runtime_deadline,
+                # Time spent waiting since then is not time spent running.
+                JobRow.runtime_deadline + (now() - JobRow.queued_at),
                 now() + seconds(JobRow.spec["limits"]["max_runtime_seconds"].as_integer()),
             ),
             progress=None,
@@ -203,6 +204,13 @@ def drain(
     if move(session, guard, requeued() | _referenced(checkpoints), [*new_events, last]):
         return Status.QUEUED
     return cancelled(session, job_id, attempt, new_events=new_events)
+
+
+def give_back(session: Session, owner: str) -> None:
+    """What a process holds by a claim that was committed and never acknowledged, and so does not know of."""
+    held = select(JobRow.id, JobRow.attempt).where(JobRow.lease_owner == owner, JobRow.status.in_(LEASED))
+    for job_id, attempt in session.execute(held).all():
+        drain(session, job_id, attempt)
 
 
 def look_again(session: Session, job_id: str) -> None:

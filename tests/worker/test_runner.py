@@ -51,7 +51,7 @@ def test_a_run_ends_in_success_with_its_artifacts(runtime: Runtime, submit: Subm
 
     row, artifacts = read(job_id), _artifacts(runtime, job_id)
     assert (row.status, row.attempt, row.lease_owner) == ("succeeded", 1, None)
-    runtime.store.tidy(job_id, 1, ())  # which the sweeper does
+    runtime.store.tidy(job_id, 1, (), 1)  # which the sweeper does
     assert {path.name for path in _files(runtime, job_id)} == {artifact.name for artifact in artifacts}
     for artifact in artifacts:
         assert is_intact(runtime.store.folder(job_id, 1) / artifact.name, size=artifact.size, sha256=artifact.sha256)
@@ -114,6 +114,29 @@ def test_a_success_whose_commit_was_not_acknowledged_keeps_its_files(
     assert read(job_id).status == "succeeded"
     for artifact in _artifacts(runtime, job_id):
         assert is_intact(runtime.store.folder(job_id, 1) / artifact.name, size=artifact.size, sha256=artifact.sha256)
+
+
+def test_a_claim_that_was_not_acknowledged_is_given_back(
+    runtime: Runtime, submit: Submit, read: Read, sessions: sessionmaker[Session]
+) -> None:
+    """Whose job would else wait for the end of a lease that nobody renews, and lose one of its attempts."""
+    runtime = replace(runtime, heartbeat_seconds=0.01)
+    first, second = submit(train_spec()), submit(train_spec())
+    struck: list[bool] = []
+
+    @event.listens_for(sessions, "after_commit")
+    def strike(_: Session) -> None:
+        if not struck:
+            struck.append(True)
+            assert read(first).status == "running"
+            raise OperationalError("COMMIT", None, OSError("connection lost"))
+
+    run_job(first, runtime)
+
+    assert (read(first).status, read(first).crashes) == ("queued", 0)
+    assert read(second).status == "succeeded"
+    run_job(first, runtime)
+    assert (read(first).status, read(first).attempt) == ("succeeded", 2)
 
 
 def test_a_message_leads_to_the_job_whose_turn_it_is_and_its_end_to_the_next(
