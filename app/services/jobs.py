@@ -236,6 +236,8 @@ def retry(session: Session, tenant: str, job_id: str, limits: Limits) -> JobRow:
     if before.kind in UPLOADED_AT and before.error and not before.error["retryable"]:  # the sweeper's own rule
         raise UploadNotKept(f"The job failed as {before.error['code']}, so its file is not kept: upload one anew.")
     sweeps = before.kind == "sweep"
+    if before.status == Status.FAILED and not sweeps:
+        _keep_sources(session, tenant, before.sources)
     if before.status == Status.FAILED:
         quotas.admit(session, tenant, limits, jobs=members.count_to_be_retried(session, job_id) if sweeps else 1)
     with _settling(session, before.sweep_id):
@@ -245,6 +247,14 @@ def retry(session: Session, tenant: str, job_id: str, limits: Limits) -> JobRow:
         hint = "wait for its end" if not Status(row.status).is_terminal else "rerun it as a new job"
         raise JobNotRetryable(f"Only a failed job can be retried, and this one is {row.status}: {hint}.")
     return row
+
+
+def _keep_sources(session: Session, tenant: str, sources: Sequence[str]) -> None:
+    """Until the transaction ends nobody deletes what the job reads. Raises JobNotRetryable when somebody has."""
+    for job_id in sources:
+        row = jobs.get(session, job_id, tenant, lock="keep")
+        if row is None or row.purged_at is not None:
+            raise JobNotRetryable(f"The job reads files of {job_id}, which was deleted: submit one upon another.")
 
 
 def rerun(session: Session, tenant: str, job_id: str, terms: Terms) -> Submitted:

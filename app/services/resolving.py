@@ -219,9 +219,14 @@ def _refuse_misfit(spec: TrainSpec | PruneSpec, sizes: Sizes) -> None:
         raise InvalidSpec("One field of the spec must be mended; `errors` says which.", [found]) from error
 
 
-def _widths(session: Session, tenant: str, spec: TrainSpec | PruneSpec) -> ModelSpec:
-    """The network's widths: those of the training or the import at the root of a chain of prunings."""
-    return spec.model if isinstance(spec, TrainSpec) else _source(session, tenant, spec.source, "/source").model
+def _widths(session: Session, tenant: str, spec: TrainSpec | PruneSpec, result: NetworkResult) -> ModelSpec:
+    """Of the network that such a job came to. Where a result of an earlier release does not tell them, they are those
+    of the training or the import at the root of its chain of prunings, none of which may be deleted then."""
+    if isinstance(spec, TrainSpec):
+        return spec.model
+    if result.channels is None or result.hidden is None:
+        return _source(session, tenant, spec.source, "/source").model
+    return ModelSpec(channels=result.channels, hidden=result.hidden)
 
 
 class _Source(NamedTuple):
@@ -237,7 +242,7 @@ def _source(session: Session, tenant: str, ref: CheckpointRef, pointer: str) -> 
     spec, result = _finished(session, tenant, ref.job_id, f"{pointer}/job_id", _NETWORK)
     if isinstance(spec, TrainSpec | PruneSpec):
         assert isinstance(result, NetworkResult)
-        return _Source(spec, _widths(session, tenant, spec), result.ends)
+        return _Source(spec, _widths(session, tenant, spec, result), result.ends)
     assert isinstance(spec, ImportSpec)
     assert isinstance(result, ImportResult)
     if ref.artifact != "model.safetensors":

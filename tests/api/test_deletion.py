@@ -7,10 +7,13 @@ import httpx
 import pytest
 from sqlalchemy import text
 
+from app.contract.failure import Failure, FailureCode
 from app.contract.spec import ModelSpec
+from app.db import attempts
 from app.db.session import session_scope
 from app.local import Stack
 from tests.api.conftest import published, restart_api, sqlalchemy_url
+from tests.db.conftest import FILE
 from tests.specs import FEW, Document, ended, prune_spec, submit, train_spec
 from tests.waiting import wait_until
 
@@ -109,6 +112,40 @@ def test_what_a_waiting_job_will_read_stays(service: Stack, http: httpx.Client) 
     assert ended(http, reader["id"])["status"] == "succeeded"
     # Its own time was over long before: now that nobody reads it, it goes.
     wait_until(lambda: http.get(source["links"]["self"]).status_code == 410, timeout=20, what="it has expired")
+
+
+def test_what_was_pruned_is_pruned_on_when_the_training_that_it_began_with_is_gone(http: httpx.Client) -> None:
+    model = MODEL.model_dump(mode="json")
+    root = ended(http, submit(http, train_spec(dataset=FEW, model=model))["id"])
+    pruned = ended(http, submit(http, prune_spec(root["id"], dataset=FEW))["id"])
+    assert (pruned["result"]["channels"], pruned["result"]["hidden"]) == ([2, 2, 4], 8)
+    http.delete(root["links"]["self"]).raise_for_status()
+
+    on = {"job_id": pruned["id"], "artifact": "dense.safetensors"}
+    for spec in (prune_spec(pruned["id"], dataset=FEW), train_spec(dataset=FEW, model=None, initial=on)):
+        asked = {name: value for name, value in spec.items() if value is not None}
+        answer = http.post("/v1/jobs", params={"validate_only": True}, json=asked)
+        assert answer.status_code == 200, answer.text
+
+
+def test_a_job_whose_source_is_gone_is_not_retried(idle_http: httpx.Client, idle_service: Stack) -> None:
+    result = {"accuracy_before": 1, "accuracy_after": 1, "parameters": 9, "nonzero_before": 9, "nonzero_after": 9}
+    more = {"kind": "train", "sparsity": 0, "emptied": [], "threshold": None, "device": "cpu", "engine_seconds": 1}
+    source = submit(idle_http, train_spec())
+    with session_scope(sqlalchemy_url(idle_service)) as session:
+        attempts.claim(session, source["id"], owner="w", lease_seconds=60)
+        told = {**result, **more, "dataset": "digits", "dataset_sha256": "0" * 64}
+        attempts.succeed(session, source["id"], 1, result=told, files=[FILE])
+    reader = submit(idle_http, prune_spec(source["id"]))
+    with session_scope(sqlalchemy_url(idle_service)) as session:
+        attempts.claim(session, reader["id"], owner="w", lease_seconds=60)
+        attempts.fail(session, reader["id"], 1, failure=Failure.of(FailureCode.INTERNAL_ERROR, "x", attempt=1))
+    idle_http.delete(source["links"]["self"]).raise_for_status()
+
+    answer = idle_http.post(reader["links"]["retry"])
+
+    assert (answer.status_code, answer.json()["code"]) == (409, "job_not_retryable")
+    assert source["id"] in answer.json()["detail"]
 
 
 def test_retention_counts_from_the_end_and_ends_by_itself(service: Stack, http: httpx.Client) -> None:

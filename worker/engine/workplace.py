@@ -46,6 +46,8 @@ class Workplace:
 def network_result(report: Report, dataset: Dataset, at: Workplace) -> NetworkResult:
     return NetworkResult(
         kind=report.kind,
+        channels=report.channels,
+        hidden=report.hidden,
         image_channels=dataset.shape.channels,
         features=dataset.shape.features,
         classes=dataset.shape.classes,

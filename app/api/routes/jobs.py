@@ -300,7 +300,8 @@ def retry_job(
     """Run a failed job again, as its next attempt; a training goes on from its last checkpoint. A sweep retries its
     members that failed in a way that this may mend, and waits for them."""
     row = jobs.retry(session, who.tenant, job_id, parts.terms.limits)
-    background.add_task(parts.waker.wake, [row.id])  # after the commit
+    # After the commit. A sweep waits for its members, and they for workers.
+    background.add_task(parts.waker.wake, row.sources if row.status == Status.WAITING else [row.id])
     response.headers["Retry-After"] = resources.retry_after(row.queued_at)
     return resources.job(row)
 
