@@ -14,10 +14,12 @@ def reserve(session: Session, tenant: str, route: str, key: str, content_sha256:
     the end of that one's transaction."""
     values = {"tenant": tenant, "route": route, "key": key, "content_sha256": content_sha256}
     taken = insert(IdempotencyRow).values(values).on_conflict_do_nothing().returning(IdempotencyRow.key)
-    if session.scalar(taken) is not None:
-        return None
-    # What the winner has committed, the next statement sees.
-    return session.scalars(select(IdempotencyRow).where(_is(tenant, route, key))).one()
+    while session.scalar(taken) is None:
+        # What the winner has committed, the next statement sees; unless it was old, and has just been forgotten.
+        found = session.scalars(select(IdempotencyRow).where(_is(tenant, route, key))).one_or_none()
+        if found is not None:
+            return found
+    return None
 
 
 def is_taken(session: Session, tenant: str, route: str, key: str) -> bool:

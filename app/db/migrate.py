@@ -27,6 +27,8 @@ def _migrate(sqlalchemy_url: str, move: Callable[[Config, str], None], revision:
     engine = make_engine(sqlalchemy_url, pool_size=1)
     try:
         with engine.begin() as connection, as_file(files("migrations")) as folder:
+            # A turn may be long in coming, and so may the end of a statement about a large table.
+            connection.execute(text("SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             config = Config()
             config.set_main_option("script_location", str(folder).replace("%", "%%"))

@@ -12,11 +12,12 @@ from psycopg import sql
 from sqlalchemy import Connection, text
 
 from app.contract.status import Status
-from app.db import jobs, metrics
+from app.db import jobs, metrics, migrate, session
 from app.db.migrate import downgrade, upgrade
 from app.db.models import Base
 from app.db.session import make_engine, make_sessions
 from tests.db.conftest import Jobs
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -67,6 +68,28 @@ def test_a_migration_may_be_repeated(empty: Callable[[], str]) -> None:
     url = empty()
     upgrade(url)
     upgrade(url)
+
+
+def test_a_migration_waits_for_its_turn_however_long_another_takes(
+    empty: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(session._SERVER_SIDE, "lock_timeout", "100ms")
+    monkeypatch.setitem(session._SERVER_SIDE, "statement_timeout", "200ms")
+    url = empty()
+    engine = make_engine(url)
+    lock, waits = "SELECT pg_advisory_xact_lock(:key)", "wait_event = 'advisory' AND now() - query_start > '0.4 s'"
+    waiting = text(f"SELECT count(*) FROM pg_stat_activity WHERE {waits}")
+    with (
+        ThreadPoolExecutor(1) as pool,
+        engine.connect() as other,
+        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as watcher,
+    ):
+        other.execute(text(lock), {"key": migrate._LOCK})
+        second = pool.submit(upgrade, url)
+        wait_until(lambda: second.done() or watcher.scalar(waiting), timeout=20, what="it waits beyond all limits")
+        other.rollback()
+        second.result(timeout=60)
+    engine.dispose()
 
 
 def test_going_back_leaves_one_end_of_each_log_and_none_of_a_job_that_runs_again(empty: Callable[[], str]) -> None:
