@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -339,31 +339,47 @@ def _touched_by_units(layers: Iterable[str]) -> frozenset[str]:
     return frozenset(names)
 
 
-def misfit(pruning: Pruning, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Why a network of these shapes cannot be pruned so, and what to do; None when it can."""
+class Misfit(NamedTuple):
+    """Why a network cannot be pruned so, and what to do."""
+
+    pointer: str
+    """Of the field to mend, from the pruning."""
+    reason: str
+
+
+def misfit(pruning: Pruning, shapes: Mapping[str, tuple[int, ...]]) -> Misfit | None:
+    """None when a network of these shapes can be pruned so."""
     if isinstance(pruning, Amount) and pruning.keep is not None:
         total = sum(math.prod(shape) for name, shape in shapes.items() if eligible(pruning, name))
         if pruning.keep > total:
-            return f"pruning.keep is {pruning.keep}, but only {total} entries are eligible: keep at most so many"
+            reason = f"pruning.keep is {pruning.keep}, but only {total} entries are eligible: keep at most so many"
+            return Misfit("/keep", reason)
     if isinstance(pruning, NmPruning):
         for name in pruning.tensors:
             if shapes[name][1] % pruning.m:
-                return (
+                return Misfit(
+                    "/m",
                     f"pruning.m is {pruning.m}, which does not divide the {shapes[name][1]} inputs of {name}: "
-                    "leave the tensor out of pruning.tensors, or take another m"
+                    "leave the tensor out of pruning.tensors, or take another m",
                 )
     if isinstance(pruning, ChannelPruning) and pruning.keep is not None:
         return _unlike(pruning.keep, pruning.layers, shapes)
     return None
 
 
-def _unlike(keep: Widths, layers: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+def _unlike(keep: Widths, layers: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> Misfit | None:
     asked = (*keep.channels, keep.hidden)
     found = tuple(shapes[f"{layer}.weight"][0] for layer in ("layer1.0", "layer2.0", "layer3.0", "fc1"))
     if any(a > f for a, f in zip(asked, found, strict=True)):
-        return f"pruning.keep asks for widths {asked}, the network has {found}: keep at most as many"
+        return Misfit("/keep", f"pruning.keep asks for widths {asked}, the network has {found}: keep at most as many")
     if "conv" not in layers and asked[:3] != found[:3]:
-        return f"pruning.keep.channels is {asked[:3]}, but pruning.layers leaves conv out: add it, or keep {found[:3]}"
+        return Misfit(
+            "/keep/channels",
+            f"pruning.keep.channels is {asked[:3]}, but pruning.layers leaves conv out: add it, or keep {found[:3]}",
+        )
     if "linear" not in layers and asked[3] != found[3]:
-        return f"pruning.keep.hidden is {asked[3]}, but pruning.layers leaves linear out: add it, or keep {found[3]}"
+        return Misfit(
+            "/keep/hidden",
+            f"pruning.keep.hidden is {asked[3]}, but pruning.layers leaves linear out: add it, or keep {found[3]}",
+        )
     return None

@@ -299,8 +299,8 @@ def refuse_misfit(
     as far as they are known. Raises PydanticCustomError with a `pointer` in its context."""
     if spec.dataset is not None and (reason := _nothing_to_train_on(spec.dataset, facts)):
         raise _misfit("/dataset/validation_images", reason)
-    if spec.pruning is not None and (reason := misfit(spec.pruning, model.shapes(facts.ends))):
-        raise _misfit("/pruning", reason)
+    if spec.pruning is not None and (found := misfit(spec.pruning, model.shapes(facts.ends))):
+        raise _misfit(f"/pruning{found.pointer}", found.reason)
     _refuse_too_much_work(
         "",
         all_macs(spec, model, facts),

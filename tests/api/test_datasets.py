@@ -191,7 +191,7 @@ def test_a_spec_is_counted_with_the_data_set_that_it_names(newcomer: httpx.Clien
         ({"dataset": {"id": "READY", "validation_images": 30}}, "/dataset/validation_images", "misfit"),
         (
             {"dataset": {"id": "READY"}, "pruning": {"method": "magnitude", "keep": 5_000}},
-            "/pruning",
+            "/pruning/keep",
             "misfit",
         ),
     ],

@@ -109,21 +109,33 @@ def _events(http: httpx.Client, job_id: str) -> list[Document]:
 
 
 @pytest.mark.parametrize(
-    ("pruning", "words"),
+    ("pruning", "field", "words"),
     [
-        ({"method": "magnitude", "keep": 1_000_000}, f"only {parameter_count((4, 4, 8), 16)} entries are eligible"),
-        ({"method": "n:m", "m": 5, "n": 1, "tensors": ["fc1.weight"]}, "does not divide the 392 inputs of fc1.weight"),
-        ({"method": "channels", "keep": {"channels": [4, 4, 9], "hidden": 16}}, "the network has (4, 4, 8, 16)"),
+        (
+            {"method": "magnitude", "keep": 1_000_000},
+            "keep",
+            f"only {parameter_count((4, 4, 8), 16)} entries are eligible",
+        ),
+        (
+            {"method": "n:m", "m": 5, "n": 1, "tensors": ["fc1.weight"]},
+            "m",
+            "does not divide the 392 inputs of fc1.weight",
+        ),
+        (
+            {"method": "channels", "keep": {"channels": [4, 4, 9], "hidden": 16}},
+            "keep",
+            "the network has (4, 4, 8, 16)",
+        ),
     ],
 )
 def test_what_the_source_does_not_allow_is_told_at_submission(
-    http: httpx.Client, trained: Document, pruning: Document, words: str
+    http: httpx.Client, trained: Document, pruning: Document, field: str, words: str
 ) -> None:
     answer = http.post("/v1/jobs", json=prune_spec(trained["id"], pruning=pruning))
 
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_spec")
     (error,) = answer.json()["errors"]
-    assert (error["pointer"], error["code"]) == ("/pruning", "misfit")
+    assert (error["pointer"], error["code"]) == (f"/pruning/{field}", "misfit")
     assert words in error["detail"]
 
 

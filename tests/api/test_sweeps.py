@@ -227,9 +227,17 @@ def test_validating_tells_what_all_members_ask_for_and_stores_nothing(newcomer: 
                 base=train_spec(pruning={"method": "magnitude", "sparsity": 0.5}),
                 grid={"widths": [WIDE, NARROW], "keeps": [5000]},
             ),
-            "/base/pruning",
+            "/grid/keeps/0",
             "misfit",
             "member 1 (widths 2×2×2+4, keep 5000): pruning.keep is 5000, but only",
+        ),
+        (
+            sweep_spec(
+                base=train_spec(pruning={"method": "magnitude", "keep": 5}), grid={"keeps": [100, 1_000_000_000]}
+            ),
+            "/grid/keeps/1",
+            "misfit",
+            "member 1 (keep 1000000000): pruning.keep is 1000000000, but only",
         ),
         (
             sweep_spec(
@@ -253,7 +261,7 @@ def test_validating_tells_what_all_members_ask_for_and_stores_nothing(newcomer: 
             "there is no data set",
         ),
     ],
-    ids=["a member alone", "all together", "the checkpoint", "the data set"],
+    ids=["a member alone", "a value", "all together", "the checkpoint", "the data set"],
 )
 def test_what_no_member_could_do_is_refused_with_its_place_in_the_sweep(
     newcomer: httpx.Client, spec: Document, pointer: str, code: str, said: str

@@ -162,18 +162,22 @@ WIDE = {"channels": [16, 17, 32], "hidden": 300}
         (_magnitude(sparsity=-0.1), "/pruning/sparsity", "greater than or equal to 0"),
         (_magnitude(sparsity="0.5"), "/pruning/sparsity", "valid number"),
         ({"method": "snip", "keep": 0}, "/pruning/keep", "greater than or equal to 1"),
-        ({"method": "snip", "keep": 481_215}, "/pruning", "only 481214 entries are eligible: keep at most so many"),
+        (
+            {"method": "snip", "keep": 481_215},
+            "/pruning/keep",
+            "only 481214 entries are eligible: keep at most so many",
+        ),
         ({"method": "taylor", "sparsity": 0.5, "images": 0}, "/pruning/images", "greater than or equal to 1"),
         ({"method": "std", "multiplier": -1}, "/pruning/multiplier", "greater than or equal to 0"),
         ({"method": "n:m", "n": 4, "m": 4}, "/pruning", "n must be below m: 4:4 prunes nothing"),
         (
             {"method": "n:m", "m": 5},
-            "/pruning",
+            "/pruning/m",
             "m is 5, which does not divide the 16 inputs of layer2.0.weight",
         ),
         (
             {"method": "n:m", "tensors": ["layer1.0.weight"]},
-            "/pruning",
+            "/pruning/m",
             "m is 4, which does not divide the 1 inputs",
         ),
         (
@@ -184,7 +188,7 @@ WIDE = {"channels": [16, 17, 32], "hidden": 300}
         ({"method": "n:m", "tensors": []}, "/pruning/tensors", "at least 1 item"),
         (
             {"method": "channels", "keep": WIDE},
-            "/pruning",
+            "/pruning/keep",
             "asks for widths (16, 17, 32, 300), the network has (16, 16, 32, 300): keep at most as many",
         ),
         (
@@ -199,12 +203,12 @@ WIDE = {"channels": [16, 17, 32], "hidden": 300}
         ),
         (
             {"method": "channels", "keep": {"channels": [8, 8, 8], "hidden": 200}, "layers": ["conv"]},
-            "/pruning",
+            "/pruning/keep/hidden",
             "keep.hidden is 200, but pruning.layers leaves linear out: add it, or keep 300",
         ),
         (
             {"method": "channels", "keep": {"channels": [8, 8, 8], "hidden": 200}, "layers": ["linear"]},
-            "/pruning",
+            "/pruning/keep/channels",
             "keep.channels is (8, 8, 8), but pruning.layers leaves conv out: add it, or keep (16, 16, 32)",
         ),
         (

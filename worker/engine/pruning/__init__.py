@@ -47,8 +47,8 @@ def prune(
     Threshold, std and n:m prune the same in every round. `gradients` is read when `needs_gradients` alone.
     Raises PruningImpossible when the network has not the shapes for it.
     """
-    if reason := misfit(pruning, {name: tuple(keep.shape) for name, keep in mask.items()}):
-        raise PruningImpossible(reason)
+    if found := misfit(pruning, {name: tuple(keep.shape) for name, keep in mask.items()}):
+        raise PruningImpossible(found.reason)
     state = mask.apply(state)
     match pruning:
         case ThresholdPruning():
