@@ -199,8 +199,23 @@ WRONG: dict[str, tuple[bytes | Mapping[str, bytes], str]] = {
     "a class without images": (npz({**RGB, "train_labels": RGB["train_labels"] * 2}), "train_labels has no 1"),
     "an unknown class": (npz({**RGB, "test_labels": RGB["test_labels"] + 1}), "test_labels holds 3, expected 0 to 2"),
     "one class": (npz({**RGB, "train_labels": RGB["train_labels"] * 0}), "of 2 to 1000 classes"),
-    "two channels": (npz({**RGB, "train_images": RGB["train_images"][..., :2]}), "expected images of 1 or 3 channels"),
-    "seven rows": (npz({**RGB, "train_images": RGB["train_images"][:, :7]}), "expected 8 to 64 pixels"),
+    "two channels": (
+        npz({**RGB, "train_images": RGB["train_images"][..., :2]}),
+        "train_images has shape [30, 12, 10, 2], expected [N, height, width, channels] with 1 or 3 channels",
+    ),
+    "channels first": (
+        npz({**RGB, "train_images": RGB["train_images"].transpose(0, 3, 1, 2)}),
+        "train_images has shape [30, 3, 12, 10], expected [N, height, width, channels] with 1 or 3 channels, or "
+        "[N, height, width]: move the channels to the end",
+    ),
+    "flat images": (
+        npz({**RGB, "test_images": RGB["test_images"].reshape(9, -1)}),
+        "test_images has shape [9, 360], expected [N, height, width, channels]",
+    ),
+    "seven rows": (
+        npz({**RGB, "train_images": RGB["train_images"][:, :7]}),
+        "has images of 3×7×10 (channels, height, width), expected 8 to 64 pixels",
+    ),
     "other test images": (
         npz({**RGB, "test_images": RGB["test_images"][:, :9]}),
         "expected 3×12×10 as in train_images",

@@ -68,8 +68,8 @@ def facts_of(arrays: Arrays) -> DatasetFacts:
             )
     if train_images.shape[1:] != test_images.shape[1:]:
         raise InvalidDataset(
-            f"test_images has images of {_told(test_images.shape)}, expected {_told(train_images.shape)} as in "
-            "train_images"
+            f"test_images has images of {_told(test_images.shape)} (channels, height, width), expected "
+            f"{_told(train_images.shape)} as in train_images"
         )
     if train_images.size + test_images.size > MAX_VALUES:
         raise InvalidDataset(f"all images together have more than the {MAX_VALUES} values that a data set may have")
@@ -93,7 +93,8 @@ def refuse_images(name: str, shape: tuple[int, ...], left: int = MAX_VALUES) -> 
     count, _, *sides = shape
     if not all(LEAST_SIDE <= side <= MOST_SIDE for side in sides):
         raise InvalidDataset(
-            f"{name} has images of {_told(shape)}, expected {LEAST_SIDE} to {MOST_SIDE} pixels in height and width"
+            f"{name} has images of {_told(shape)} (channels, height, width), expected {LEAST_SIDE} to {MOST_SIDE} "
+            "pixels in height and width"
         )
     if count < 1:
         raise InvalidDataset(f"{name} holds no image, expected one at least")

@@ -121,7 +121,7 @@ class _Slice(io.RawIOBase):
 
 def _idx_images(name: str, stream: IO[bytes], left: int) -> Bytes:
     shape = _idx_shape(name, stream, (3, 4))
-    refuse_images(name, _planes(shape), left)
+    refuse_images(name, _planes(name, shape), left)
     return _turned(_filled(name, stream, shape, np.dtype(np.uint8)))
 
 
@@ -190,7 +190,7 @@ def _npy_images(archive: zipfile.ZipFile, name: str, left: int) -> Bytes:
         shape, dtype = _npy_header(name, stream)
         if dtype != np.uint8:
             raise InvalidDataset(f"{name} has type {dtype}, expected uint8")
-        refuse_images(name, _planes(shape), left)
+        refuse_images(name, _planes(name, shape), left)
         return _turned(_filled(name, stream, shape, dtype))
 
 
@@ -331,11 +331,17 @@ def _refuse_other_image(name: str, image: Image.Image) -> None:
 # What all have in common
 
 
-def _planes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """[N, H, W] or [N, H, W, C] as [N, C, H, W]."""
+def _planes(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """[N, H, W] or [N, H, W, C] as [N, C, H, W]. Raises `InvalidDataset`, with the shape as it was sent."""
     if len(shape) == 3:
         return (shape[0], 1, *shape[1:])
-    return (shape[0], shape[3], shape[1], shape[2]) if len(shape) == 4 else shape
+    if len(shape) != 4 or shape[3] not in (1, 3):
+        hint = ": move the channels to the end" if len(shape) == 4 and shape[1] in (1, 3) else ""
+        raise InvalidDataset(
+            f"{name} has shape {list(shape)}, expected [N, height, width, channels] with 1 or 3 channels, or "
+            f"[N, height, width]{hint}"
+        )
+    return (shape[0], shape[3], shape[1], shape[2])
 
 
 def _turned(images: Bytes) -> Bytes:
