@@ -245,7 +245,11 @@ WRONG: dict[str, tuple[bytes | Mapping[str, bytes], str]] = {
     "another packing": (zipped(FOLDERS, zipfile.ZIP_LZMA), "is encrypted or packed"),
     "no test": (zipped({n: d for n, d in FOLDERS.items() if n.startswith("train")}), "no image in test/"),
     "a class in test alone": (zipped({**FOLDERS, "test/d/x.png": FOLDERS["test/a/000.png"]}), "test/d is a class"),
-    "no image in a file": (zipped({**FOLDERS, "train/a/x.png": b"GIF89a"}), "train/a/x.png cannot be read as PNG"),
+    "no image in a file": (
+        zipped({**FOLDERS, "train/a/x.png": b"GIF89a"}),
+        "train/a/x.png cannot be read as PNG or JPEG: cannot identify image file",
+    ),
+    "half an image": (zipped({**FOLDERS, "train/a/x.png": FOLDERS["train/a/000.png"][:60]}), "cannot be read as PNG"),
     "a gif": (zipped({**FOLDERS, "train/a/x.png": image(GREY["test_images"][0], "GIF")}), "cannot be read as PNG"),
     "another size": (
         zipped({**FOLDERS, "train/c/x.png": image(np.zeros((13, 10, 3), np.uint8))}),
@@ -277,6 +281,7 @@ def test_what_is_no_data_set_is_refused_by_name_and_takes_little_memory(
         read_upload(path, files)
 
     assert said in str(caught.value)
+    assert "0x" not in str(caught.value)
     assert tracemalloc.get_traced_memory()[1] < 10 << 20
     tracemalloc.stop()
 

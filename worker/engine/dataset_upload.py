@@ -51,6 +51,7 @@ _MODES = ("L", "RGB")
 _ENCRYPTED = 0x1
 _GZIP = b"\x1f\x8b"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_OBJECT = re.compile(r":? <[^<>]* at 0x[0-9a-f]+>")
 _IMAGE_PATH = re.compile(r"(train|test)/([^/]{1,128})/[^/]{1,128}\.(?:png|jpe?g)", re.IGNORECASE)
 _LAYOUT = "expected train/CLASS/NAME.png (or .jpg) and test/CLASS/NAME.png"
 
@@ -211,7 +212,7 @@ def _npy_header(name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype
     except MemoryError:
         raise
     except Exception as error:  # numpy parses the header as Python source, and a broken one fails in whatever way
-        raise InvalidDataset(f"{name} cannot be read as an array: {str(error)[:200]}") from error
+        raise InvalidDataset(f"{name} cannot be read as an array: {_reason(error)}") from error
     if found is None:
         raise InvalidDataset(f"{name} is of version {version} of the .npy format, expected (1, 0)")
     shape, fortran, dtype = found
@@ -313,7 +314,7 @@ def _pixels(name: str, content: bytes) -> Bytes:
     except (InvalidDataset, MemoryError):
         raise
     except Exception as error:  # of a damaged image, whatever the decoder trips over
-        raise InvalidDataset(f"{name} cannot be read as PNG or JPEG: {str(error)[:200]}") from error
+        raise InvalidDataset(f"{name} cannot be read as PNG or JPEG: {_reason(error)}") from error
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
@@ -366,6 +367,11 @@ def _filled(name: str, stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtyp
     if _read(name, stream, 1):
         raise InvalidDataset(f"{name} goes on after the {len(buffer)} bytes of data of the shape {shape}")
     return array
+
+
+def _reason(error: Exception) -> str:
+    """What a library says of a file, without the object of ours that it read from."""
+    return _OBJECT.sub("", str(error))[:200]
 
 
 _DAMAGED = (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, ValueError)
