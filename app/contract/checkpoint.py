@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pydantic import ValidationError
@@ -26,13 +27,16 @@ class TensorFacts(NamedTuple):
     shape: tuple[int, ...]
 
 
-class NotTheNetwork(ValueError):
-    """The message names what is wrong, what was expected and what was found; `tensor` is the one at fault, if it is
-    one."""
+_NO_FAULTS: Mapping[str, str] = MappingProxyType({})
 
-    def __init__(self, message: str, tensor: str | None = None) -> None:
+
+class NotTheNetwork(ValueError):
+    """The message names what is wrong, what was expected and what was found; `faults` says it of each tensor at fault,
+    if it is not all of them."""
+
+    def __init__(self, message: str, faults: Mapping[str, str] = _NO_FAULTS) -> None:
         super().__init__(message)
-        self.tensor = tensor
+        self.faults = faults
 
 
 class Network(NamedTuple):
@@ -76,13 +80,15 @@ def network_of(tensors: Mapping[str, TensorFacts], model: ModelSpec | None = Non
     for name, expected in tensors_of(*found).items():
         if tensors[name].shape != expected.shape:
             inferred = "" if model and ends else f", in a network of {found}"
-            raise NotTheNetwork(
-                f"{name} has shape {list(tensors[name].shape)}, expected {list(expected.shape)}{inferred}", name
-            )
+            raise _wrong(name, f"has shape {list(tensors[name].shape)}, expected {list(expected.shape)}{inferred}")
         if tensors[name].dtype != expected.dtype:
             hint = ": save model.float().state_dict()" if expected.dtype == "F32" else ""
-            raise NotTheNetwork(f"{name} has type {tensors[name].dtype}, expected {expected.dtype}{hint}", name)
+            raise _wrong(name, f"has type {tensors[name].dtype}, expected {expected.dtype}{hint}")
     return found
+
+
+def _wrong(name: str, what: str) -> NotTheNetwork:
+    return NotTheNetwork(f"{name} {what}", {name: f"{name} {what}"})
 
 
 def _refuse_names(found: Collection[str]) -> None:
@@ -94,9 +100,10 @@ def _refuse_names(found: Collection[str]) -> None:
     missing = [name for name in NAMES if name not in found]
     unexpected = [name for name in found if name not in NAMES]
     if missing or unexpected:
-        raise NotTheNetwork(
-            f"no state dict of the cnn architecture: missing {_told(missing)}, unexpected {_told(unexpected)}"
-        )
+        told = [f"{what} {_told(names)}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names]
+        faults = {name: f"{name} is missing" for name in missing}
+        faults |= {name: f"{_shown(name)} is no tensor of the cnn architecture: leave it out" for name in unexpected}
+        raise NotTheNetwork(f"no state dict of the cnn architecture: {'; '.join(told)}", faults)
 
 
 def _prefix(found: Collection[str]) -> str:
@@ -107,18 +114,19 @@ def _prefix(found: Collection[str]) -> str:
 
 
 def _told(names: Sequence[str]) -> str:
-    """Of what a client sent, no more than the start."""
-    shown = [name if len(name) <= 64 else f"{name[:61]}..." for name in names[:_MOST_TOLD]]
     more = f" and {len(names) - _MOST_TOLD} more" if len(names) > _MOST_TOLD else ""
-    return f"{shown}{more}"
+    return ", ".join(map(_shown, names[:_MOST_TOLD])) + more
+
+
+def _shown(name: str) -> str:
+    """Of what a client sent, no more than the start."""
+    return repr(name if len(name) <= 64 else f"{name[:61]}...")
 
 
 def _widths(tensors: Mapping[str, TensorFacts]) -> ModelSpec:
     for name in _WIDTHS:
         if len(tensors[name].shape) != _RANKS[name]:
-            raise NotTheNetwork(
-                f"{name} has shape {list(tensors[name].shape)}, expected {_RANKS[name]} dimensions", name
-            )
+            raise _wrong(name, f"has shape {list(tensors[name].shape)}, expected {_RANKS[name]} dimensions")
     first, second, third, hidden = (tensors[name].shape[0] for name in _WIDTHS)
     try:
         return ModelSpec(channels=(first, second, third), hidden=hidden)
@@ -126,9 +134,8 @@ def _widths(tensors: Mapping[str, TensorFacts]) -> ModelSpec:
         detail = error.errors()[0]
         name = _WIDTHS[-1 if detail["loc"][0] == "hidden" else int(detail["loc"][1])]
         bound = detail["msg"].removeprefix("Input ")
-        raise NotTheNetwork(
-            f"{name} has shape {list(tensors[name].shape)}, expected a first dimension, the width, that {bound}", name
-        ) from error
+        shape = list(tensors[name].shape)
+        raise _wrong(name, f"has shape {shape}, expected a first dimension, the width, that {bound}") from error
 
 
 def _ends(tensors: Mapping[str, TensorFacts], model: ModelSpec) -> Ends:
@@ -143,5 +150,5 @@ def _ends(tensors: Mapping[str, TensorFacts], model: ModelSpec) -> Ends:
 def _dimension(tensors: Mapping[str, TensorFacts], name: str, which: int, allowed: Container[int], told: str) -> int:
     shape = tensors[name].shape
     if len(shape) != _RANKS[name] or shape[which] not in allowed:
-        raise NotTheNetwork(f"{name} has shape {list(shape)}, expected {told} in dimension {which}", name)
+        raise _wrong(name, f"has shape {list(shape)}, expected {told} in dimension {which}")
     return shape[which]

@@ -67,8 +67,13 @@ def _explain_one(detail: Any, schema: dict[str, Any]) -> FieldError:
         )
     elif code in ("too_short", "too_long"):
         text = text.replace("Tuple", "List").replace(" after validation", "")
-    pointer = "".join(f"/{_escape(str(step))}" for step in path) + detail.get("ctx", {}).get("pointer", "")
+    pointer = pointer_of(path) + detail.get("ctx", {}).get("pointer", "")
     return FieldError(pointer=pointer, code=code, detail=text)
+
+
+def pointer_of(steps: Sequence[int | str]) -> str:
+    """The JSON Pointer that goes by these keys and indices."""
+    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)
 
 
 def unknown(given: str, known: Sequence[str], what: str) -> str:
@@ -78,10 +83,6 @@ def unknown(given: str, known: Sequence[str], what: str) -> str:
     if close:
         return f"unknown {what} {shown!r}: did you mean {close[0]!r}?"
     return f"unknown {what} {shown!r}; known: " + ", ".join(known) if known else f"unknown {what} {shown!r}"
-
-
-def _escape(step: str) -> str:
-    return step.replace("~", "~0").replace("/", "~1")
 
 
 def _walk(loc: tuple[int | str, ...], schema: dict[str, Any]) -> tuple[list[int | str], dict[str, Any]]:

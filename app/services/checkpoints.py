@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app.contract.explain import FieldError
+from app.contract.explain import MOST_ERRORS, FieldError, pointer_of
 from app.contract.uploads import ImportSpec, UploadFormat
 from app.core.errors import InvalidCheckpoint
 from app.db.models import JobRow
@@ -19,6 +19,8 @@ from app.storage import ArtifactStore
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _LONGEST_START = 16
+_LONGEST_NAME = 256
+"""Of a tensor that an answer points at."""
 
 
 class Upload(NamedTuple):
@@ -68,9 +70,16 @@ def _refuse_other_network(file: BinaryIO, size: int) -> None:
     except BadHeader as error:
         raise InvalidCheckpoint(f"The file is no whole safetensors file: {error}.") from error
     except NotTheNetwork as error:
-        detail = f"{error}."
-        pointer = f"/{error.tensor}" if error.tensor else ""
-        raise InvalidCheckpoint(detail, [FieldError(pointer=pointer, code="tensor_misfit", detail=detail)]) from error
+        faults = error.faults or {"": str(error)}
+        found = [
+            FieldError(pointer=_pointer(tensor), code="tensor_misfit", detail=said) for tensor, said in faults.items()
+        ]
+        raise InvalidCheckpoint(f"{error}.", found[:MOST_ERRORS]) from error
+
+
+def _pointer(tensor: str) -> str:
+    """To the whole where no tensor is named, or by a name beyond all measure, which nobody is sent back."""
+    return pointer_of([tensor]) if 0 < len(tensor) <= _LONGEST_NAME else ""
 
 
 def _unknown(start: bytes) -> InvalidCheckpoint:

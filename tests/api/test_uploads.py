@@ -90,8 +90,14 @@ WRONG: dict[str, tuple[bytes, str, str | None]] = {
     "an old pickle": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "of PyTorch 1.6 or newer", None),
     "cut off": (SAFETENSORS[:-1], "it was cut off, or added to", None),
     "cut off in the header": (SAFETENSORS[:100], "neither whole safetensors nor a zip", None),
-    "another network": (save({"a": np.zeros(1, np.float32)}), "missing ['layer1.0.weight'", ""),
-    "a missing tensor": (_with(fc2__bias=None), "missing ['fc2.bias'], unexpected []", ""),
+    "another network": (save({"a": np.zeros(1, np.float32)}), "missing 'layer1.0.weight', 'layer", None),
+    "a missing tensor": (_with(fc2__bias=None), "architecture: missing 'fc2.bias'.", "/fc2.bias"),
+    "a tensor too many": (
+        save({**_arrays(), "foo/~": np.zeros(1, np.float32)}),
+        "architecture: unexpected 'foo/~'.",
+        "/foo~1~0",
+    ),
+    "a name beyond all measure": (save({**_arrays(), "x" * 5_000: np.zeros(1, np.float32)}), "unexpected 'xxx", ""),
     "a wrong shape": (
         _with(fc2__bias=np.zeros(11, np.float32)),
         "fc2.bias has shape [11], expected [10], in a network of channels [2, 3, 4] and hidden 5, for",
@@ -131,6 +137,17 @@ def test_a_wrong_file_is_refused_with_what_was_expected(
     assert said in body["detail"]
     if pointer is not None:
         assert [(error["pointer"], error["code"]) for error in body["errors"]] == [(pointer, "tensor_misfit")]
+
+
+@pytest.mark.usefixtures("_nothing_is_left")
+def test_each_tensor_at_fault_is_pointed_at(idle_http: httpx.Client) -> None:
+    names = sorted(_arrays())
+    errors = problem(_upload(idle_http, save({"foo": np.zeros(1, np.float32)})), 422, "invalid_checkpoint")["errors"]
+
+    assert sorted(error["pointer"] for error in errors) == sorted(["/foo", *(f"/{name}" for name in names)])
+    said = {error["pointer"]: error["detail"] for error in errors}
+    assert said["/fc2.bias"] == "fc2.bias is missing"
+    assert said["/foo"] == "'foo' is no tensor of the cnn architecture: leave it out"
 
 
 @pytest.mark.usefixtures("_nothing_is_left")

@@ -98,8 +98,8 @@ def _claims_more_than_it_has() -> bytes:
 
 
 WRONG: dict[str, tuple[bytes, str]] = {
-    "a missing tensor": (torch_file(state_dict(fc2__bias=None)), "missing ['fc2.bias'], unexpected []"),
-    "a tensor too many": (torch_file(state_dict(fc3__bias=torch.zeros(1))), "unexpected ['fc3.bias']"),
+    "a missing tensor": (torch_file(state_dict(fc2__bias=None)), "architecture: missing 'fc2.bias'"),
+    "a tensor too many": (torch_file(state_dict(fc3__bias=torch.zeros(1))), "unexpected 'fc3.bias'"),
     "a wrong shape": (
         torch_file(state_dict(fc2__bias=torch.zeros(11))),
         "fc2.bias has shape [11], expected [10], in a network of channels [2, 3, 4] and hidden 5",
@@ -115,7 +115,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
         "'epoch' in the file is of type int and no tensor",
     ),
     "no dict": (torch_file([1, 2]), "the file holds a list: expected a state dict alone"),
-    "nothing": (torch_file({}), "no state dict of the cnn architecture: missing ["),
+    "nothing": (torch_file({}), "no state dict of the cnn architecture: missing '"),
     "numbers for names": (torch_file({1: torch.zeros(1)}), "has a name of type int"),
     "a whole module": (torch_file(nn.Linear(1, 1)), "the file wants torch.nn.modules.linear.Linear"),
     "a foreign global": (torch_file({"a": _Wants(os.system, "touch exploded")}), "the file wants posix.system"),

@@ -85,7 +85,7 @@ def test_a_wrong_file_fails_its_job_for_good(
         "invalid_checkpoint",
         "importing",
     )
-    assert "missing ['fc2.bias']" in row.error["message"]
+    assert "missing 'fc2.bias'" in row.error["message"]
     with sessions() as session, pytest.raises(UploadNotKept, match="upload one anew"):
         retry(session, "t", job_id, NO_LIMITS)
     sweep.run()
