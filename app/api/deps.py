@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.concurrency import run_in_threadpool
 
 from app.api.sharing import Shared
+from app.contract import patterns
 from app.contract.explain import FieldError, unknown
 from app.contract.job import MAX_LABELS, Label
 from app.contract.patch import JobPatch
@@ -166,7 +167,7 @@ IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=255,
-        pattern="^[!-~]*$",
+        pattern=patterns.IDEMPOTENCY_KEY,
         description="Made anew by the client for each thing that it wants done, and sent again when an answer was "
         "lost: what was done is not done again, and the answer is the same. Kept for a day.",
     ),

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from types import MappingProxyType
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from app.api.schemas import Problem
-from app.contract.explain import FieldError
+from app.contract.explain import FieldError, in_words, pointer_of
 from app.core.errors import InvalidParameter, Malformed, SecateurError, Unavailable
 from app.db.session import AWAY
 
@@ -96,11 +97,13 @@ async def _domain(request: Request, error: Exception) -> JSONResponse:
 async def _parameters(request: Request, error: Exception) -> JSONResponse:
     """FastAPI's own answer would echo the input, and die on what is not JSON (NaN, a lone surrogate)."""
     assert isinstance(error, RequestValidationError)
-    found = [
-        FieldError(pointer="/" + "/".join(map(str, detail["loc"])), code=detail["type"], detail=detail["msg"])
-        for detail in error.errors()
-    ]
+    found = [_explained(detail) for detail in error.errors()]
     return _of(request, InvalidParameter("A parameter is out of its bounds; `errors` says which.", found))
+
+
+def _explained(detail: Any) -> FieldError:
+    code, text = in_words(detail)
+    return FieldError(pointer=pointer_of(detail["loc"]), code=code, detail=text)
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:

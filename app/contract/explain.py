@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from app.contract import patterns
+
 
 class FieldError(BaseModel):
     """One thing wrong with a request. `pointer` is a JSON Pointer (RFC 6901) into the body; "" is the whole."""
@@ -47,7 +49,7 @@ def _schema(adapter: TypeAdapter[Any]) -> dict[str, Any]:
 
 def _explain_one(detail: Any, schema: dict[str, Any]) -> FieldError:
     path, parent = _walk(detail["loc"], schema)
-    code, text = detail["type"], detail["msg"].removeprefix("Value error, ")
+    code, text = in_words(detail)
     if code == "extra_forbidden":
         code, text = "unknown_field", unknown(str(path[-1]), sorted(parent.get("properties", {})), "field")
     elif code in ("literal_error", "enum") and isinstance(given := detail["input"], str):
@@ -69,6 +71,14 @@ def _explain_one(detail: Any, schema: dict[str, Any]) -> FieldError:
         text = text.replace("Tuple", "List").replace(" after validation", "")
     pointer = pointer_of(path) + detail.get("ctx", {}).get("pointer", "")
     return FieldError(pointer=pointer, code=code, detail=text)
+
+
+def in_words(detail: Any) -> tuple[str, str]:
+    """Code and sentence of an error, as far as it tells them by itself."""
+    code, text = detail["type"], detail["msg"].removeprefix("Value error, ")
+    if code == "string_pattern_mismatch":
+        text = patterns.IN_WORDS.get(detail["ctx"]["pattern"], text)
+    return code, text
 
 
 def pointer_of(steps: Sequence[int | str]) -> str:

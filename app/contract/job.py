@@ -6,16 +6,13 @@ from typing import Annotated
 
 from pydantic import Field, JsonValue, StringConstraints
 
+from app.contract import patterns
 from app.contract.closed import Closed
 
-# Printable and single-line: these end up in logs, headers and terminals.
-_PRINTABLE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
-_LABEL_KEY = r"[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?"
-
-DisplayName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=f"^{_PRINTABLE}+$")]
-LabelKey = Annotated[str, StringConstraints(pattern=f"^{_LABEL_KEY}$")]
-LabelValue = Annotated[str, StringConstraints(max_length=128, pattern=f"^{_PRINTABLE}*$")]
-Label = Annotated[str, StringConstraints(pattern=f"^{_LABEL_KEY}:{_PRINTABLE}{{0,128}}$")]
+DisplayName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=patterns.DISPLAY_NAME)]
+LabelKey = Annotated[str, StringConstraints(pattern=patterns.LABEL_KEY)]
+LabelValue = Annotated[str, StringConstraints(max_length=128, pattern=patterns.LABEL_VALUE)]
+Label = Annotated[str, StringConstraints(pattern=patterns.LABEL)]
 """Both as one text, for where there is no JSON."""
 
 MAX_LABELS = 16

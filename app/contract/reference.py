@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import StringConstraints
 
+from app.contract import patterns
 from app.contract.closed import Closed
 
-JOB_ID_PATTERN = r"^job_[0-9a-f]{32}$"
-
-JobId = Annotated[str, StringConstraints(pattern=JOB_ID_PATTERN)]
+JobId = Annotated[str, StringConstraints(pattern=patterns.JOB_ID)]
 
 
 class CheckpointRef(Closed):

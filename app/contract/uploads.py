@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, StringConstraints
 
+from app.contract import patterns
 from app.contract.closed import Closed
 from app.contract.datasets import DatasetPart
 from app.contract.job import JobSpec, Limits
@@ -24,7 +25,7 @@ class UploadSpec(JobSpec):
     """What is known of a file that was uploaded, when nobody has looked into it."""
 
     size: Annotated[int, Field(ge=1, description="Bytes that were uploaded.")]
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Annotated[str, StringConstraints(pattern=patterns.SHA256)]
     limits: ImportLimits = ImportLimits()
 
 

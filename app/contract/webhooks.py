@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError, Url
 
+from app.contract import patterns
 from app.contract.closed import NO_REPEATS, UNIQUE, Closed
 from app.contract.failure import FailureCode
 from app.contract.job import DisplayName
@@ -51,7 +52,7 @@ def _normal(text: str) -> str:
     return str(url)
 
 
-WebhookUrl = Annotated[str, Field(max_length=2_048, pattern="^https?://"), AfterValidator(_normal)]
+WebhookUrl = Annotated[str, Field(max_length=2_048, pattern=patterns.WEBHOOK_URL), AfterValidator(_normal)]
 EventTypes = Annotated[tuple[JobEventType, ...], Field(min_length=1, json_schema_extra=UNIQUE), NO_REPEATS]
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from app.contract.explain import FieldError
 from app.contract.job import MAX_LABELS
 from app.contract.patch import PATCH, JobPatch
-from app.contract.reference import JOB_ID_PATTERN
+from app.contract.patterns import JOB_ID
 from app.contract.spec import SPEC_VERSION, AnySpec, StoredSpec, SweepSpec, TrainSpec, parse_stored
 from app.contract.status import Status
 from app.contract.uploads import UploadSpec
@@ -42,7 +42,7 @@ from app.services import cursors, quotas
 from app.services.parsing import parsed
 from app.services.resolving import UPLOADED_AT, resolve
 
-_JOB_ID = re.compile(JOB_ID_PATTERN.removesuffix("$") + r"\Z")
+_JOB_ID = re.compile(JOB_ID.removesuffix("$") + r"\Z")
 
 
 def parse_patch(document: bytes) -> JobPatch:

@@ -258,6 +258,34 @@ def test_a_wrong_parameter_is_refused(idle_http: httpx.Client, parameter: dict[s
     assert body["errors"][0]["pointer"] == pointer
 
 
+@pytest.mark.parametrize(
+    ("path", "parameter", "said"),
+    [
+        ("/v1/jobs", {"label": "team"}, "write key:value; the key has 1 to 63"),
+        ("/v1/jobs", {"parent": "x"}, "job_ and 32 digits or letters"),
+        ("/v1/datasets", {"sha256": "x"}, "64 digits or letters"),
+        ("/v1/compare", {"jobs": ABSENT}, "write two to eight job ids with commas in between"),
+    ],
+    ids=str,
+)
+def test_a_text_of_another_form_is_refused_in_words(
+    idle_http: httpx.Client, path: str, parameter: dict[str, str], said: str
+) -> None:
+    [error] = problem(idle_http.get(path, params=parameter), 422, "invalid_parameter")["errors"]
+
+    assert error["code"] == "string_pattern_mismatch"
+    assert said in error["detail"]
+    assert "^" not in error["detail"]
+
+
+def test_a_key_with_a_space_is_refused_in_words(idle_http: httpx.Client) -> None:
+    answer = idle_http.post("/v1/jobs", json=train_spec(), headers={"Idempotency-Key": "a b"})
+
+    [error] = problem(answer, 422, "invalid_parameter")["errors"]
+    assert error["pointer"] == "/header/Idempotency-Key"
+    assert "without spaces" in error["detail"]
+
+
 def test_an_unknown_parameter_is_refused_and_nothing_is_submitted(idle_http: httpx.Client) -> None:
     answer = idle_http.post("/v1/jobs", params={"validate_onyl": "true"}, json=train_spec())
     [error] = problem(answer, 422, "invalid_parameter")["errors"]

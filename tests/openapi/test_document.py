@@ -13,6 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from app.contract.patch import PATCH
+from app.contract.patterns import IN_WORDS
 from app.contract.spec import parse_spec
 
 COPY = Path(__file__).parents[2] / "docs" / "openapi.json"
@@ -52,6 +53,22 @@ def _examples(node: Any) -> Iterator[tuple[dict[str, Any], Any]]:
         for name, inner in node.items():
             if name != "examples":
                 yield from _examples(inner)
+
+
+def _patterns(node: Any) -> Iterator[str]:
+    if isinstance(node, list):
+        for inner in node:
+            yield from _patterns(inner)
+    if isinstance(node, dict):
+        yield from node.get("patternProperties", {})
+        if isinstance(node.get("pattern"), str):
+            yield node["pattern"]
+        for inner in node.values():
+            yield from _patterns(inner)
+
+
+def test_what_a_pattern_allows_is_told_in_words(document: dict[str, Any]) -> None:
+    assert {*_patterns(document)} == {*IN_WORDS}
 
 
 def test_the_copy_is_the_present_description(described: str) -> None:

@@ -10,17 +10,14 @@ from app.api import resources
 from app.api.deps import ArtifactReaderDep, PartsDep, ReadSessionDep, make_router
 from app.api.openapi import problems
 from app.api.schemas import Compared, Comparison
-from app.contract.reference import JOB_ID_PATTERN
+from app.contract.patterns import JOB_IDS, MOST_COMPARED
 from app.services import artifacts
 
 router = make_router(prefix="/v1/compare", tags=["jobs"])
 
-_ONE = JOB_ID_PATTERN.removeprefix("^").removesuffix("$")
-MOST = 8
-
 JobIds = Annotated[
     str,
-    Query(pattern=f"^{_ONE}(,{_ONE}){{1,{MOST - 1}}}$", description=f"Ids of two to {MOST} jobs, with commas between."),
+    Query(pattern=JOB_IDS, description=f"Ids of two to {MOST_COMPARED} jobs, with commas between."),
 ]
 
 

@@ -24,6 +24,7 @@ from app.api.deps import (
 from app.api.openapi import ACCEPTED, DATASET_BODY, PAGE, problems, with_headers
 from app.api.routes.jobs import MOST, Limit, link_next
 from app.api.schemas import Dataset, Page
+from app.contract import patterns
 from app.contract.job import DisplayName
 from app.core.errors import UnsupportedMediaType
 from app.db.models import JobRow
@@ -97,7 +98,7 @@ def list_datasets(
     request: Request,
     response: Response,
     sha256: Annotated[
-        str | None, Query(pattern="^[0-9a-f]{64}$", description="Only those of this content (`dataset_sha256`).")
+        str | None, Query(pattern=patterns.SHA256, description="Only those of this content (`dataset_sha256`).")
     ] = None,
     label: LabelPairs = [],  # noqa: B006
     cursor: Annotated[str | None, Query(description="Of the page before; it brings that one's filters along.")] = None,
