@@ -29,6 +29,9 @@ MALFORMED = "json_invalid"
 MOST_ERRORS = 50
 """More are not told: a document of nothing but unknown fields would make an answer many times its size."""
 
+_OTHER_NAMES = {"gpu": "cuda", "bfloat16": "bf16", "fp32": "float32"}
+"""What others call it, which looks more like something else."""
+
 _QUOTED = re.compile(r"'([^']*)'")
 
 
@@ -53,7 +56,7 @@ def _explain_one(detail: Any, schema: dict[str, Any]) -> FieldError:
     if code == "extra_forbidden":
         code, text = "unknown_field", unknown(str(path[-1]), sorted(parent.get("properties", {})), "field")
     elif code in ("literal_error", "enum") and isinstance(given := detail["input"], str):
-        code, text = "unknown_value", unknown(given, _QUOTED.findall(detail["ctx"]["expected"]), "value")
+        code, text = "unknown_value", _unknown_value(given, _QUOTED.findall(detail["ctx"]["expected"]))
     elif code in ("union_tag_invalid", "union_tag_not_found"):
         tags = sorted(parent.get("discriminator", {}).get("mapping", {}))
         key = detail["ctx"]["discriminator"].strip("'")
@@ -64,7 +67,7 @@ def _explain_one(detail: Any, schema: dict[str, Any]) -> FieldError:
             if given is None
             else (
                 "unknown_value",
-                unknown(str(given), tags, "value"),
+                _unknown_value(str(given), tags),
             )
         )
     elif code in ("too_short", "too_long"):
@@ -88,11 +91,29 @@ def pointer_of(steps: Sequence[int | str]) -> str:
 
 def unknown(given: str, known: Sequence[str], what: str) -> str:
     """A sentence about a name that is not among those known, with the one that was most likely meant."""
-    shown = given if len(given) <= 64 else given[:61] + "..."
-    close = difflib.get_close_matches(given[:64], known, n=1)
-    if close:
-        return f"unknown {what} {shown!r}: did you mean {close[0]!r}?"
-    return f"unknown {what} {shown!r}; known: " + ", ".join(known) if known else f"unknown {what} {shown!r}"
+    said = f"unknown {what} {_start(given)!r}"
+    if meant := _meant(given, known):
+        return f"{said}: did you mean {meant!r}?"
+    return f"{said}; known: {', '.join(known)}" if known else said
+
+
+def _unknown_value(given: str, known: Sequence[str]) -> str:
+    """The same of a value, with all that are known in any case: what somebody means by it is harder to guess."""
+    said, meant = unknown(given, known, "value"), _meant(given, known)
+    return f"{said} Known: {', '.join(known)}" if meant else said
+
+
+def _meant(given: str, known: Sequence[str]) -> str | None:
+    given = given[:64].lower()
+    if (other := _OTHER_NAMES.get(given)) in known:
+        return other
+    by_letters = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(given, by_letters, n=1)
+    return by_letters[close[0]] if close else None
+
+
+def _start(text: str) -> str:
+    return text if len(text) <= 64 else text[:61] + "..."
 
 
 def _walk(loc: tuple[int | str, ...], schema: dict[str, Any]) -> tuple[list[int | str], dict[str, Any]]:
