@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from app.contract import patterns
 
@@ -60,15 +61,12 @@ def _explain_one(detail: Any, schema: dict[str, Any]) -> FieldError:
     elif code in ("union_tag_invalid", "union_tag_not_found"):
         tags = sorted(parent.get("discriminator", {}).get("mapping", {}))
         key = detail["ctx"]["discriminator"].strip("'")
-        given = detail["ctx"].get("tag")
         path = [*path, key]
         code, text = (
             ("missing", "Field required; one of: " + ", ".join(tags))
-            if given is None
-            else (
-                "unknown_value",
-                _unknown_value(str(given), tags),
-            )
+            if code == "union_tag_not_found"
+            # The error has the tag as Python writes it.
+            else ("unknown_value", _unknown_value(detail["input"][key], tags))
         )
     elif code in ("too_short", "too_long"):
         text = text.replace("Tuple", "List").replace(" after validation", "")
@@ -97,8 +95,10 @@ def unknown(given: str, known: Sequence[str], what: str) -> str:
     return f"{said}; known: {', '.join(known)}" if known else said
 
 
-def _unknown_value(given: str, known: Sequence[str]) -> str:
+def _unknown_value(given: JsonValue, known: Sequence[str]) -> str:
     """The same of a value, with all that are known in any case: what somebody means by it is harder to guess."""
+    if not isinstance(given, str):
+        return f"unknown value {_start(json.dumps(given, ensure_ascii=False))}; known: {', '.join(known)}"
     said, meant = unknown(given, known, "value"), _meant(given, known)
     return f"{said} Known: {', '.join(known)}" if meant else said
 

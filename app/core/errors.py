@@ -27,6 +27,12 @@ from pydantic import JsonValue
 
 from app.contract.explain import FieldError
 
+
+def rfc_3339(moment: datetime) -> str:
+    """As all times of the API are written."""
+    return moment.isoformat().replace("+00:00", "Z")
+
+
 # What the client still sends of its body is not going to be read.
 _REST_UNREAD: Mapping[str, str] = MappingProxyType({"Connection": "close"})
 
@@ -165,7 +171,7 @@ class JobGone(SecateurError):
 
     def __init__(self, job_id: str, purged_at: datetime) -> None:
         super().__init__(f"The job {job_id} and its files were deleted, by a client or at the end of its retention.")
-        self.members = {"purged_at": purged_at.isoformat().replace("+00:00", "Z")}
+        self.members = {"purged_at": rfc_3339(purged_at)}
 
 
 class JobChanged(SecateurError):

@@ -31,6 +31,7 @@ from app.core.errors import (
     JobNotRetryable,
     SecateurError,
     UploadNotKept,
+    rfc_3339,
 )
 from app.core.ids import new_job_id
 from app.core.limits import Limits
@@ -225,7 +226,8 @@ def cancel(session: Session, tenant: str, job_id: str) -> tuple[JobRow, bool]:
         members.cancel_members(session, job_id, "sweep_cancelled")
     row = get(session, tenant, job_id)
     if not changed and row.status not in (Status.CANCELLING, Status.CANCELLED):
-        raise JobNotCancellable(f"The job {row.status} at {row.finished_at}: there is nothing left to cancel.")
+        when = f" at {rfc_3339(row.finished_at)}" if row.finished_at else ""  # unless it has been retried meanwhile
+        raise JobNotCancellable(f"The job {row.status}{when}: there is nothing left to cancel.")
     return row, changed
 
 

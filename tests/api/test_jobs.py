@@ -81,6 +81,7 @@ def test_cancel_of_a_succeeded_job_is_refused(http: httpx.Client, trained: Docum
     answer = http.post(trained["links"]["cancel"])
 
     assert (answer.status_code, answer.json()["code"]) == (409, "job_not_cancellable")
+    assert f"succeeded at {trained['finished_at']}: " in answer.json()["detail"]
     assert read(http, trained["id"]) == trained
 
 

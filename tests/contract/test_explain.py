@@ -57,6 +57,10 @@ def _errors(document: Document | bytes) -> list[FieldError]:
         (train_spec(display_name="a\nb"), "/display_name", "string_pattern_mismatch", "without control characters"),
         ({"kind": "trian"}, "/kind", "unknown_value", "did you mean 'train'?"),
         ({"kind": "quantize"}, "/kind", "unknown_value", "known: compare, prune, sweep, train"),
+        ({"kind": None}, "/kind", "unknown_value", "unknown value null; known: compare, prune"),
+        ({"kind": True}, "/kind", "unknown_value", "unknown value true; known: "),
+        ({"kind": ["train"]}, "/kind", "unknown_value", 'unknown value ["train"]; known: '),
+        (train_spec(pruning={"method": {"a": 1.5}}), "/pruning/method", "unknown_value", 'value {"a": 1.5}; known'),
         ({}, "/kind", "missing", "one of: compare, prune, sweep, train"),
         ({"kind": "compare", "jobs": [JOB, 5]}, "/jobs/1", "string_type", "string"),
         ({"kind": "compare", "jobs": [JOB]}, "/jobs", "too_short", "List should have at least 2 items, not 1"),
@@ -85,6 +89,8 @@ def test_text_that_is_no_json_is_one_error_about_the_whole() -> None:
 
 def test_what_the_client_sent_is_not_sent_back_whole() -> None:
     [error] = _errors(train_spec(**{"x" * 5_000: 1}))
+    assert len(error.detail) < 1_000
+    [error] = _errors({"kind": ["x"] * 5_000})
     assert len(error.detail) < 1_000
     [error] = _errors(train_spec(display_name="secret\n" * 10_000))
     assert "secret" not in error.detail
