@@ -98,7 +98,7 @@ async def _parameters(request: Request, error: Exception) -> JSONResponse:
     """FastAPI's own answer would echo the input, and die on what is not JSON (NaN, a lone surrogate)."""
     assert isinstance(error, RequestValidationError)
     found = [_explained(detail) for detail in error.errors()]
-    return _of(request, InvalidParameter("A parameter is out of its bounds; `errors` says which.", found))
+    return _of(request, InvalidParameter("A parameter must be mended; `errors` says which.", found))
 
 
 def _explained(detail: Any) -> FieldError:

@@ -56,8 +56,6 @@ def _explain_one(detail: Any, schema: dict[str, Any]) -> FieldError:
     code, text = in_words(detail)
     if code == "extra_forbidden":
         code, text = "unknown_field", unknown(str(path[-1]), sorted(parent.get("properties", {})), "field")
-    elif code in ("literal_error", "enum") and isinstance(given := detail["input"], str):
-        code, text = "unknown_value", _unknown_value(given, _QUOTED.findall(detail["ctx"]["expected"]))
     elif code in ("union_tag_invalid", "union_tag_not_found"):
         tags = sorted(parent.get("discriminator", {}).get("mapping", {}))
         key = detail["ctx"]["discriminator"].strip("'")
@@ -79,6 +77,8 @@ def in_words(detail: Any) -> tuple[str, str]:
     code, text = detail["type"], detail["msg"].removeprefix("Value error, ")
     if code == "string_pattern_mismatch":
         text = patterns.IN_WORDS.get(detail["ctx"]["pattern"], text)
+    elif code in ("literal_error", "enum") and isinstance(given := detail["input"], str):
+        code, text = "unknown_value", _unknown_value(given, _QUOTED.findall(detail["ctx"]["expected"]))
     return code, text
 
 

@@ -33,8 +33,9 @@ def open_artifact(session: Session, store: ArtifactStore, tenant: str, job_id: s
     _, records = list_artifacts(session, tenant, job_id)
     record = next((record for record in records if record.name == name and name in ARTIFACTS), None)
     if record is None:
-        known = ", ".join(record.name for record in records) or "none: a job has artifacts once it has succeeded"
-        raise ArtifactNotFound(f"Job {job_id} has no artifact {name[:64]!r}; it has: {known}.")
+        names = ", ".join(record.name for record in records)
+        known = f"it has {names}" if names else "it has none: they are there once a job has succeeded"
+        raise ArtifactNotFound(f"The job {job_id} has no artifact {name[:64]!r}; {known}.")
     path = store.folder(job_id, record.attempt) / record.name
     if not is_intact(path, size=record.size, sha256=record.sha256):
         raise ArtifactUnavailable(

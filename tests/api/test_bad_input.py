@@ -236,26 +236,39 @@ def test_a_job_that_is_not_there_is_not_found(idle_http: httpx.Client, job_id: s
     problem(idle_http.post(f"/v1/jobs/{job_id}/cancel"), 404, "job_not_found")
 
 
+def test_a_job_without_artifacts_says_so(idle_http: httpx.Client, queued: str) -> None:
+    body = problem(idle_http.get(f"/v1/jobs/{queued}/artifacts/x"), 404, "artifact_not_found")
+
+    assert body["detail"].endswith("has no artifact 'x'; it has none: they are there once a job has succeeded.")
+
+
 @pytest.mark.parametrize("cursor", ["x", "bm90IGpzb24", "WzEsMl0=", "ä", "%00"])
 def test_a_made_up_cursor_is_refused(idle_http: httpx.Client, cursor: str) -> None:
     problem(idle_http.get("/v1/jobs", params={"cursor": cursor}), 400, "invalid_cursor")
 
 
 @pytest.mark.parametrize(
-    ("parameter", "pointer"),
+    ("parameter", "pointer", "said"),
     [
-        ({"limit": 0}, "/query/limit"),
-        ({"limit": "many"}, "/query/limit"),
-        ({"status": "done"}, "/query/status/0"),
-        ({"kind": "trian"}, "/query/kind/0"),
-        ({"kind": "\0"}, "/query/kind/0"),
+        ({"limit": 0}, "/query/limit", "greater than or equal to 1"),
+        ({"limit": "many"}, "/query/limit", "valid integer"),
+        ({"status": "done"}, "/query/status/0", "unknown value 'done'; known: waiting, queued"),
+        ({"status": "succeded"}, "/query/status/0", "did you mean 'succeeded'? Known: waiting, queued"),
+        ({"kind": "trian"}, "/query/kind/0", "did you mean 'train'? Known: train, prune"),
+        ({"kind": "\0"}, "/query/kind/0", "unknown value '\\x00'; known: "),
+        ({"created_after": "0.5"}, "/query/created_after", "a time is written like 2026"),
     ],
     ids=str,
 )
-def test_a_wrong_parameter_is_refused(idle_http: httpx.Client, parameter: dict[str, str], pointer: str) -> None:
+def test_a_wrong_parameter_is_refused(
+    idle_http: httpx.Client, parameter: dict[str, str], pointer: str, said: str
+) -> None:
     body = problem(idle_http.get("/v1/jobs", params=parameter), 422, "invalid_parameter")
 
+    assert body["detail"] == "A parameter must be mended; `errors` says which."
     assert body["errors"][0]["pointer"] == pointer
+    assert said in body["errors"][0]["detail"]
+    assert "Value error" not in body["errors"][0]["detail"]
 
 
 @pytest.mark.parametrize(
