@@ -39,7 +39,6 @@ def describe(error: Exception) -> Failure | None:
 
 def _problem(problem: Problem) -> str:
     lines = [str(problem)]
-    lines += [f"  {field.pointer or '(the whole)'}: {field.detail}" for field in problem.errors]
     if problem.status == 401:
         lines.append("The key comes from SECATEUR_API_KEY, or from the file api-key in --state-dir.")
     if problem.status >= 500 and problem.request_id:

@@ -168,6 +168,7 @@ def test_a_refusal_carries_what_the_server_said(told: Told, connect: Connect) ->
     problem = caught.value
     assert (problem.status, problem.code, problem.request_id) == (422, "invalid_spec", "req_1")
     assert problem.errors == [FieldError("/kind", "missing", "Field required")]
+    assert str(problem) == "Refused: See errors.\n  /kind: Field required"
     assert problem.body["limit"] == 3
 
 

@@ -68,7 +68,7 @@ class FieldError(NamedTuple):
 
 
 class Problem(ClientError):
-    """The server refused. Branch on `code`; `errors` names the fields at fault by JSON Pointer.
+    """The server refused. Branch on `code`; `errors` names the fields at fault by JSON Pointer, as the message does.
 
     `retryable` is the server's word for "the same request may go well later", `retry_after` the seconds that it named,
     `body` the whole problem, members that this client does not know included.
@@ -84,7 +84,8 @@ class Problem(ClientError):
         self.errors = [_field_error(each) for each in body.get("errors") or () if isinstance(each, Mapping)]
         self.retry_after = retry_after
         self.body = dict(body)
-        super().__init__(f"{self.title}: {self.detail}" if self.detail else self.title)
+        fields = [f"  {field.pointer or '(the whole)'}: {field.detail}" for field in self.errors]
+        super().__init__("\n".join([f"{self.title}: {self.detail}" if self.detail else self.title, *fields]))
 
 
 class Invalid(Problem):
