@@ -218,6 +218,13 @@ def test_pages_are_fetched_as_they_are_taken(told: Told, connect: Connect) -> No
     assert [request.path for request in told.requests] == [query, f"{query}&cursor=a%2Bb%3D"]
 
 
+def test_a_list_takes_one_word_as_well_as_several(told: Told, connect: Connect) -> None:
+    told.replies = [_json({"items": [], "next_cursor": None})]
+    with connect(told.url) as client:
+        assert list(client.list(status="succeeded", kind="train")) == []
+    assert told.requests[0].path == "/v1/jobs?limit=100&status=succeeded&kind=train"
+
+
 def test_waiting_ends_with_done_whatever_the_words(told: Told, connect: Connect) -> None:
     words: list[dict[str, Any]] = [{"status": "hibernating", "phase": "yoga"}, {"status": "running"}]
     words.append({"status": "composted", "done": True})
@@ -260,6 +267,20 @@ def test_a_file_is_sent_as_it_is_with_its_length(told: Told, connect: Connect, t
     assert request.headers["Content-Type"] == "application/octet-stream"
     assert request.headers["Content-Length"] == str(len(BODY))
     assert request.body == BODY
+
+
+def test_a_path_may_be_a_text(told: Told, connect: Connect, artifact: Artifact, tmp_path: Path) -> None:
+    told.replies = [
+        Reply(200, BODY),
+        _job(202, kind="import"),
+        _json({"id": "j", "job_id": "j", "status": "checking"}, 202),
+    ]
+    with connect(told.url) as client:
+        path = str(client.download("j", artifact, str(tmp_path)))
+        client.upload_checkpoint(path)
+        client.upload_dataset(path)
+    assert path == str(tmp_path / "model.pt")
+    assert [request.body for request in told.requests[1:]] == [BODY, BODY]
 
 
 def test_a_data_set_is_sent_found_and_deleted(idle_service: Stack, connect: Connect, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from builtins import list as List  # noqa: N812 - `list` is a method here
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -50,6 +51,7 @@ PAGE_SIZE = 100
 
 JobRef: TypeAlias = Job | str
 """A job, or its id."""
+AnyPath: TypeAlias = str | os.PathLike[str]
 
 
 class Calls(Exchange):
@@ -69,7 +71,7 @@ class Calls(Exchange):
 
     async def upload_checkpoint(
         self,
-        path: Path,
+        path: AnyPath,
         *,
         display_name: str | None = None,
         labels: Mapping[str, str] | None = None,
@@ -78,7 +80,7 @@ class Calls(Exchange):
         """Send a state dict of the cnn architecture, as safetensors or as torch.save writes it, piece by piece; returns
         the job that imports it: one, however often the file has to be sent. Raises OSError when it cannot be read."""
         params = {"display_name": display_name, "label": _pairs(labels)}
-        return await self._made(Job, "/v1/checkpoints", idempotency_key, params=params, file=path)
+        return await self._made(Job, "/v1/checkpoints", idempotency_key, params=params, file=Path(path))
 
     async def rerun(self, job: JobRef, *, idempotency_key: str | None = None) -> Job:
         """Submit the spec of a job as a new one."""
@@ -128,8 +130,8 @@ class Calls(Exchange):
     async def list(
         self,
         *,
-        status: Sequence[str] = (),
-        kind: Sequence[str] = (),
+        status: str | Sequence[str] = (),
+        kind: str | Sequence[str] = (),
         labels: Mapping[str, str] | None = None,
         parent: JobRef | None = None,
         sweep: JobRef | None = None,
@@ -138,11 +140,11 @@ class Calls(Exchange):
         page_size: int = PAGE_SIZE,
     ) -> AsyncGenerator[Job]:
         """Jobs of the key's tenant, newest first, fetched page by page as they are taken: of any of these statuses and
-        kinds, with all of these labels, reruns of `parent`, members of `sweep`. Times need a zone."""
+        kinds, or of one, with all of these labels, reruns of `parent`, members of `sweep`. Times need a zone."""
         params = {
             "limit": page_size,
-            "status": [*status],
-            "kind": [*kind],
+            "status": _each(status),
+            "kind": _each(kind),
             "label": _pairs(labels),
             "parent": parent and _id(parent),
             "sweep": sweep and _id(sweep),
@@ -238,7 +240,7 @@ class Calls(Exchange):
         """What the job published; nothing until it has succeeded."""
         return [each async for each in self._pages(Artifact, f"{_path(job)}/artifacts", {})]
 
-    async def download(self, job: JobRef, artifact: Artifact | str, path: Path) -> Path:
+    async def download(self, job: JobRef, artifact: Artifact | str, path: AnyPath) -> Path:
         """Fetch an artifact, by its record or its name, and check it against its record's SHA-256. `path` is the file
         to write, or a folder that is there. Returns the file.
 
@@ -246,7 +248,7 @@ class Calls(Exchange):
         which a later call, also of another process, picks up. A file that is there already is not fetched again.
         """
         record = artifact if isinstance(artifact, Artifact) else await self._record(job, artifact)
-        target = target_of(record, path)
+        target = target_of(record, Path(path))
         download = Download(record, target)
         if await self._transport.disk(lambda: download.is_there):
             return target
@@ -300,7 +302,7 @@ class Calls(Exchange):
 
     async def upload_dataset(
         self,
-        path: Path,
+        path: AnyPath,
         *,
         name: str | None = None,
         labels: Mapping[str, str] | None = None,
@@ -309,7 +311,7 @@ class Calls(Exchange):
         """Send a data set, as an .npz or a zip of class folders, piece by piece. It can be used once its `status` is
         `ready`, which its job decides: wait for that. Raises OSError when the file cannot be read."""
         params = {"name": name, "label": _pairs(labels)}
-        return await self._made(Dataset, "/v1/datasets", idempotency_key, params=params, file=path)
+        return await self._made(Dataset, "/v1/datasets", idempotency_key, params=params, file=Path(path))
 
     async def dataset(self, dataset_id: str) -> Dataset:
         """An uploaded data set as it is now."""
@@ -332,6 +334,11 @@ class Calls(Exchange):
 
 def _id(job: JobRef) -> str:
     return job.id if isinstance(job, Job) else job
+
+
+def _each(words: str | Sequence[str]) -> List[str]:
+    """One word alone is no sequence of its letters."""
+    return [words] if isinstance(words, str) else [*words]
 
 
 def _pairs(labels: Mapping[str, str] | None) -> List[str]:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import httpx
 
-from secateur_client.calls import PAGE_SIZE, Calls, JobRef
+from secateur_client.calls import PAGE_SIZE, AnyPath, Calls, JobRef
 from secateur_client.exchange import RETRY_SECONDS, http_options
 from secateur_client.resources import (
     Artifact,
@@ -71,7 +71,7 @@ class Client:
 
     def upload_checkpoint(
         self,
-        path: Path,
+        path: AnyPath,
         *,
         display_name: str | None = None,
         labels: Mapping[str, str] | None = None,
@@ -98,8 +98,8 @@ class Client:
     def list(
         self,
         *,
-        status: Sequence[str] = (),
-        kind: Sequence[str] = (),
+        status: str | Sequence[str] = (),
+        kind: str | Sequence[str] = (),
         labels: Mapping[str, str] | None = None,
         parent: JobRef | None = None,
         sweep: JobRef | None = None,
@@ -147,7 +147,7 @@ class Client:
     def artifacts(self, job: JobRef) -> List[Artifact]:
         return run(self._calls.artifacts(job))
 
-    def download(self, job: JobRef, artifact: Artifact | str, path: Path) -> Path:
+    def download(self, job: JobRef, artifact: Artifact | str, path: AnyPath) -> Path:
         return run(self._calls.download(job, artifact, path))
 
     def options(self) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class Client:
 
     def upload_dataset(
         self,
-        path: Path,
+        path: AnyPath,
         *,
         name: str | None = None,
         labels: Mapping[str, str] | None = None,
