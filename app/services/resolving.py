@@ -40,7 +40,7 @@ from app.contract.spec import (
 )
 from app.contract.status import Status
 from app.contract.uploads import ImportSpec
-from app.core.errors import InvalidSpec, SecateurError, SourceHasNoResult, SourceNotFinished
+from app.core.errors import InvalidSpec, SecateurError, SourceHasNoResult, SourceNotFinished, rfc_3339
 from app.db import jobs
 from app.services.parsing import refused
 
@@ -282,7 +282,10 @@ def _finished(session: Session, tenant: str, job_id: str, pointer: str, wanted: 
     reads its files may be there."""
     row = jobs.get(session, job_id, tenant, lock="keep")
     if row is None or row.purged_at is not None:
+        gone = row.purged_at if row else jobs.purged_at(session, job_id, tenant)
         detail = f"there is no {wanted.called} {job_id}"
+        if gone is not None:
+            detail = f"the {wanted.called} {job_id} was deleted at {rfc_3339(gone)}: name another one"
         raise InvalidSpec(detail, [FieldError(pointer=pointer, code="source_not_found", detail=detail)])
     spec = parse_stored(row.spec)
     if spec.kind not in wanted.kinds:
@@ -292,6 +295,8 @@ def _finished(session: Session, tenant: str, job_id: str, pointer: str, wanted: 
     if status is not Status.SUCCEEDED:
         refusal = SourceHasNoResult if status.is_terminal else SourceNotFinished
         detail = f"{job_id} is {status}; it must have succeeded"
+        if row.error is not None:
+            detail += f". It failed as {row.error['code']}: {row.error['message']}"
         raise refusal(detail, [FieldError(pointer=pointer, code=refusal.code, detail=detail)])
     assert row.result is not None  # as the database has it
     return _Finished(spec, RESULT.validate_python(row.result))

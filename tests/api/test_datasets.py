@@ -253,8 +253,10 @@ def test_a_data_set_goes_when_nothing_needs_it(newcomer: httpx.Client, ready: st
     newcomer.post(f"/v1/jobs/{job['id']}/cancel").raise_for_status()
 
     assert newcomer.delete(f"/v1/datasets/{ready}").status_code == 204
-    problem(newcomer.get(f"/v1/datasets/{ready}"), 410, "job_purged")
-    problem(newcomer.post("/v1/jobs", json=train_spec(dataset={"id": ready})), 422, "invalid_spec")
+    gone = problem(newcomer.get(f"/v1/datasets/{ready}"), 410, "job_purged")
+    body = problem(newcomer.post("/v1/jobs", json=train_spec(dataset={"id": ready})), 422, "invalid_spec")
+    said = f"the data set {ready} was deleted at {gone['purged_at']}: name another one"
+    assert [error["detail"] for error in body["errors"]] == [said]
 
 
 def test_another_tenants_data_set_looks_like_a_missing_one(stranger: httpx.Client, ready: str) -> None:

@@ -64,9 +64,16 @@ def deleted(service: Stack, http: httpx.Client) -> Document:
     return job
 
 
+def _is_no_source(http: httpx.Client, job: Document) -> None:
+    answer = http.post("/v1/jobs", json=prune_spec(job["id"]))
+    [error] = answer.json()["errors"]
+    assert (answer.status_code, error["code"]) == (422, "source_not_found")
+    purged_at = http.get(job["links"]["self"]).json()["purged_at"]
+    assert error["detail"] == f"the job {job['id']} was deleted at {purged_at}: name another one"
+
+
 def test_a_job_that_was_deleted_is_no_source(http: httpx.Client, deleted: Document) -> None:
-    answer = http.post("/v1/jobs", json=prune_spec(deleted["id"]))
-    assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "source_not_found")
+    _is_no_source(http, deleted)
 
 
 def test_a_deleted_job_is_gone_at_once_and_its_bytes_and_rows_soon(
@@ -78,6 +85,7 @@ def test_a_deleted_job_is_gone_at_once_and_its_bytes_and_rows_soon(
     wait_until(lambda: _rows(service, job) == 0, timeout=20, what="the rows are gone")
     assert not _folder(service, job).exists()
     _is_gone(http, job)
+    _is_no_source(http, job)
 
 
 @pytest.mark.parametrize("status", ["cancelled", "failed"])

@@ -87,3 +87,7 @@ def test_one_that_is_none_is_rejected_with_the_reason(http: httpx.Client) -> Non
     assert rejected["error"]["message"].startswith("the uploaded file: train/a/x.png cannot be read as PNG or JPEG")
     assert rejected["expires_at"] is not None
     problem(http.post(f"{rejected['links']['job']}/retry"), 409, "upload_not_kept")
+
+    answer = http.post("/v1/jobs", json=train_spec(dataset={"id": rejected["id"]}))
+    [error] = problem(answer, 409, "source_has_no_result")["errors"]
+    assert error["detail"].endswith(f"It failed as invalid_dataset: {rejected['error']['message']}")
