@@ -22,7 +22,7 @@ from app.contract.job import MAX_LABELS, Label
 from app.contract.patch import JobPatch
 from app.contract.spec import AnySpec
 from app.contract.webhooks import NewWebhook, WebhookPatch
-from app.core.errors import Forbidden, InvalidParameter, Unauthenticated, UnsupportedMediaType
+from app.core.errors import Forbidden, InvalidParameter, Unauthenticated, UnexpectedBody, UnsupportedMediaType
 from app.core.limits import UNLIMITED
 from app.core.logging import note
 from app.core.pace import Pace
@@ -181,6 +181,15 @@ async def _json_body(request: Request, what: str) -> bytes:
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise UnsupportedMediaType(f"Send the {what} as application/json, not as {media_type[:64]!r}.")
     return await request.body()
+
+
+async def no_body(request: Request, who: WriterDep) -> None:  # noqa: ARG001 - who may not ask is told so first
+    """For a route that is told all by its path. Some clients send `{}` or white space where there is nothing to say."""
+    if b"".join((await request.body()).split()) not in (b"", b"{}"):
+        raise UnexpectedBody
+
+
+NO_BODY = Depends(no_body)
 
 
 async def spec_of_body(request: Request) -> AnySpec:

@@ -9,7 +9,7 @@ SecateurError
 │   JobNotDone, JobInUse, JobHasNoReport, TooManyWebhooks, WebhookDisabled
 ├── JobGone 410 · JobChanged 412
 ├── InvalidSpec 422 (with one entry a field), InvalidPatch 422, InvalidParameter 422, InvalidCheckpoint 422,
-│   InvalidDataset 422, IdempotencyKeyReused 422, InvalidWebhook 422
+│   InvalidDataset 422, IdempotencyKeyReused 422, InvalidWebhook 422, UnexpectedBody 422
 ├── QuotaExceeded 429 (with the limit, and what is in use): QueueFull, StorageFull, RateLimited
 ├── ArtifactUnavailable 500 (the bytes no longer match)
 └── Unavailable 503: StoreFull
@@ -238,6 +238,18 @@ class IdempotencyKeyReused(SecateurError):
 
     def __init__(self) -> None:
         super().__init__("This Idempotency-Key came with another content before: make a new key for each request.")
+
+
+class UnexpectedBody(SecateurError):
+    """What a client asks for in a body that nobody reads would be done otherwise, without a word."""
+
+    status, code, title = 422, "unexpected_body", "The request takes no body"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This request takes no body, and nothing was done: send it without one. A job by another spec is submitted "
+            "with POST /v1/jobs, and a webhook is changed with PATCH /v1/webhooks/{id}."
+        )
 
 
 class InvalidParameter(SecateurError):

@@ -209,6 +209,24 @@ def test_another_media_type_is_refused(idle_http: httpx.Client) -> None:
     problem(answer, 415, "unsupported_media_type")
 
 
+def test_a_body_where_none_is_taken_is_refused_and_nothing_is_done(idle_http: httpx.Client, queued: str) -> None:
+    document = idle_http.get("/openapi.json").json()
+    posts = {path: each["post"] for path, each in document["paths"].items() if "post" in each}
+    ids = {"job_id": queued, "webhook_id": "wh_" + "0" * 32, "delivery_id": "msg_" + "0" * 32}
+    urls = [path.format_map(ids) for path, described in posts.items() if "requestBody" not in described]
+    assert len(urls) == 6
+
+    for url in urls:
+        answer = idle_http.post(url, json={"training": {"epochs": 1}})
+        assert "POST /v1/jobs" in problem(answer, 422, "unexpected_body")["detail"]
+        problem(idle_http.post(url, content=b"epochs=1"), 422, "unexpected_body")
+
+
+@pytest.mark.parametrize("body", [b"", b" \r\n", b"{}", b"{ }\n"])
+def test_a_body_that_asks_for_nothing_is_none(idle_http: httpx.Client, body: bytes) -> None:
+    problem(idle_http.post(f"/v1/jobs/{ABSENT}/rerun", content=body), 404, "job_not_found")
+
+
 @pytest.mark.parametrize(
     "name", ["../1/report.json", "../../../api-key", "..%2f..%2f..%2fapi-key", "%2e%2e/%2e%2e/%2e%2e/api-key", "%00"]
 )

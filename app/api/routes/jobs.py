@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from app.api import resources
 from app.api.accepted import Told, accepted
 from app.api.deps import (
+    NO_BODY,
     IdempotencyKey,
     Instant,
     LabelPairs,
@@ -279,7 +280,8 @@ def delete_job(job_id: str, who: WriterDep, session: SessionDep) -> None:
     "/{job_id}/cancel",
     status_code=202,
     operation_id="cancel_job",
-    responses=problems(404, 409, 410) | {200: {"model": Job, "description": "Was asked for before."}},
+    dependencies=[NO_BODY],
+    responses=problems(404, 408, 409, 410, 413, 422) | {200: {"model": Job, "description": "Was asked for before."}},
 )
 def cancel_job(job_id: str, who: WriterDep, session: SessionDep, response: Response) -> Job:
     """End a job: at once while it waits, at its next step while it runs. A sweep's members are cancelled with it."""
@@ -292,7 +294,8 @@ def cancel_job(job_id: str, who: WriterDep, session: SessionDep, response: Respo
     "/{job_id}/retry",
     status_code=202,
     operation_id="retry_job",
-    responses=problems(404, 409, 410) | with_headers(202, "Retry-After"),
+    dependencies=[NO_BODY],
+    responses=problems(404, 408, 409, 410, 413, 422) | with_headers(202, "Retry-After"),
 )
 def retry_job(
     job_id: str, who: WriterDep, session: SessionDep, parts: PartsDep, background: BackgroundTasks, response: Response
@@ -311,7 +314,8 @@ def retry_job(
     status_code=202,
     response_model=Job,
     operation_id="rerun_job",
-    responses=problems(404, 409, 410, 422) | ACCEPTED,
+    dependencies=[NO_BODY],
+    responses=problems(404, 408, 409, 410, 413, 422) | ACCEPTED,
 )
 def rerun_job(job_id: str, who: WriterDep, parts: PartsDep, key: IdempotencyKey = None) -> Response:
     """Submit the spec of a job as a new one, whose `parent_job_id` is this one."""

@@ -8,6 +8,7 @@ from fastapi import Query, Request, Response
 
 from app.api import resources
 from app.api.deps import (
+    NO_BODY,
     NewWebhookDep,
     PartsDep,
     ReaderDep,
@@ -75,13 +76,24 @@ def delete_webhook(webhook_id: str, who: WriterDep, session: SessionDep) -> None
     webhooks.delete(session, who.tenant, webhook_id)
 
 
-@router.post("/{webhook_id}/rotate-secret", operation_id="rotate_webhook_secret", responses=problems(404))
+@router.post(
+    "/{webhook_id}/rotate-secret",
+    operation_id="rotate_webhook_secret",
+    dependencies=[NO_BODY],
+    responses=problems(404, 408, 413, 422),
+)
 def rotate_secret(webhook_id: str, who: WriterDep, session: SessionDep) -> WebhookWithSecret:
     """Get a new secret. For a day, deliveries are signed with the one before as well."""
     return resources.webhook_with_secret(webhooks.rotate(session, who.tenant, webhook_id))
 
 
-@router.post("/{webhook_id}/test", status_code=202, operation_id="test_webhook", responses=problems(404, 409))
+@router.post(
+    "/{webhook_id}/test",
+    status_code=202,
+    operation_id="test_webhook",
+    dependencies=[NO_BODY],
+    responses=problems(404, 408, 409, 413, 422),
+)
 def test_webhook(webhook_id: str, who: WriterDep, session: SessionDep) -> Delivery:
     """Send a `webhook.test`, once."""
     return resources.delivery(webhooks.test(session, who.tenant, webhook_id))
@@ -107,7 +119,8 @@ def list_deliveries(
     "/{webhook_id}/deliveries/{delivery_id}/redeliver",
     status_code=202,
     operation_id="redeliver_webhook_delivery",
-    responses=problems(404, 409),
+    dependencies=[NO_BODY],
+    responses=problems(404, 408, 409, 413, 422),
 )
 def redeliver(webhook_id: str, delivery_id: str, who: WriterDep, session: SessionDep) -> Delivery:
     """Send a delivery now, whatever has become of it, under the same `webhook-id`."""
