@@ -274,7 +274,8 @@ def relabel(session: Session, tenant: str, job_id: str, patch: JobPatch, *, only
     row = get(session, tenant, job_id, lock="purge")
     if only is not None and row.revision not in only:
         raise JobChanged(f"The job is at revision {row.revision} by now: read it again, and decide again.")
-    labels = {key: value for key, value in {**row.labels, **patch.labels}.items() if value is not None}
+    changed = {} if patch.labels is None else {**row.labels, **patch.labels}
+    labels = {key: value for key, value in changed.items() if value is not None}
     if len(labels) > MAX_LABELS:
         detail = f"the job would have {len(labels)} labels, and may have {MAX_LABELS}: remove some with null"
         raise InvalidPatch(detail, [FieldError(pointer="/labels", code="too_long", detail=detail)])

@@ -112,6 +112,17 @@ def test_name_and_labels_change_by_a_merge_patch(newcomer: httpx.Client) -> None
     assert _listed(newcomer, label="team:b") == [job["id"]]
 
 
+def test_null_removes_all_labels_and_nothing_else(newcomer: httpx.Client) -> None:
+    job = submit(newcomer, train_spec(display_name="old", labels={"team": "a", "stage": "x"}))
+
+    answer = newcomer.patch(job["links"]["self"], json={"labels": None})
+
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["labels"], answer.json()["display_name"]) == ({}, "old")
+    assert _listed(newcomer, label="team:a") == []
+    assert newcomer.patch(job["links"]["self"], json={"labels": None}).json() == read(newcomer, job["id"])
+
+
 def test_a_patch_that_changes_nothing_is_no_change(newcomer: httpx.Client) -> None:
     job = submit(newcomer, train_spec(labels={"team": "a"}))
     assert newcomer.patch(job["links"]["self"], json={"labels": {"team": "a"}}).json() == read(newcomer, job["id"])
@@ -142,7 +153,6 @@ def test_a_patch_for_an_older_copy_is_refused(newcomer: httpx.Client) -> None:
         ({"display_name": ""}, "/display_name"),
         ({"labels": {"Team": "a"}}, "/labels/Team"),
         ({"labels": {"team": 1}}, "/labels/team"),
-        ({"labels": None}, "/labels"),
         ({"labels": {f"l{index}": "" for index in range(17)}}, "/labels"),
         ([], ""),
     ],
