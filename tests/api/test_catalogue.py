@@ -56,3 +56,11 @@ def test_the_system_tells_its_worker(http: httpx.Client, trained: Document) -> N
 def test_a_ready_service_says_what_it_asked(idle_http: httpx.Client) -> None:
     assert idle_http.get("/livez").json() == {"status": "ok"}
     assert idle_http.get("/readyz").json() == {"status": "ok", "database": True, "broker": True}
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+def test_a_probe_may_ask_for_no_body(idle_http: httpx.Client, path: str) -> None:
+    answer, whole = idle_http.head(path), idle_http.get(path)
+
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["Content-Length"] == whole.headers["Content-Length"]

@@ -13,12 +13,15 @@ from app.services import system
 router = make_router(tags=["system"])
 
 
+# Some that probe ask for no body.
+@router.head("/livez", operation_id="head_liveness", include_in_schema=False)
 @router.get("/livez", operation_id="get_liveness")
 async def livez() -> dict[str, str]:
     """Whether this process runs. It asks nobody else."""
     return {"status": "ok"}
 
 
+@router.head("/readyz", operation_id="head_readiness", include_in_schema=False)
 @router.get("/readyz", operation_id="get_readiness", responses={503: {"model": Readiness}})
 def readyz(parts: PartsDep, response: Response) -> Readiness:
     """Whether this process can serve: the database and the broker answer."""
