@@ -48,7 +48,7 @@ def reports(
     session: Session, store: ArtifactStore, tenant: str, job_ids: Sequence[str]
 ) -> Sequence[tuple[JobRow, dict[str, Any]]]:
     """Jobs with their reports. Raises as `get` and `open_artifact` do, and JobHasNoReport."""
-    return [_with_report(session, store, tenant, job_id) for job_id in dict.fromkeys(job_ids)]
+    return [_with_report(session, store, tenant, job_id) for job_id in job_ids]
 
 
 def _with_report(session: Session, store: ArtifactStore, tenant: str, job_id: str) -> tuple[JobRow, dict[str, Any]]:

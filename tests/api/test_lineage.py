@@ -91,3 +91,12 @@ def test_what_cannot_be_compared_is_told(http: httpx.Client, trained: Document) 
     assert code(trained["id"], imported) == (404, "job_not_found")
     assert code(trained["id"]) == (422, "invalid_parameter")
     assert code(*[trained["id"]] * 9) == (422, "invalid_parameter")
+
+
+def test_a_job_is_not_compared_with_itself(http: httpx.Client, trained: Document) -> None:
+    answer = http.get("/v1/compare", params={"jobs": f"{trained['id']},{trained['id']}"})
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_parameter")
+    (error,) = answer.json()["errors"]
+    assert (error["pointer"], error["code"]) == ("/query/jobs", "job_repeats")
+    assert trained["id"] in error["detail"]
