@@ -129,6 +129,12 @@ def revisions(if_match: str | None) -> set[int] | None:
     return {int(tag[1]) for tag in tags if tag}
 
 
+def is_among(etag: str, if_none_match: str) -> bool:
+    """Whether `If-None-Match` names a copy, by the weak comparison: `W/` does not count (RFC 9110, 13.1.2)."""
+    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    return etag.removeprefix("W/") in tags or tags == ["*"]
+
+
 def event(row: EventRow) -> Event:
     return Event.model_validate(row)
 

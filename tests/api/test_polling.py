@@ -37,6 +37,16 @@ def test_a_copy_that_is_the_present_one_is_not_sent_again(newcomer: httpx.Client
     assert "Retry-After" not in changed.headers
 
 
+@pytest.mark.parametrize("spelt", ["{}", '"x",{}', "W/{}", "*"])
+def test_a_copy_is_known_however_its_tag_is_spelt(newcomer: httpx.Client, waiting: Document, spelt: str) -> None:
+    """A proxy may take `W/` away."""
+    strong = newcomer.get(waiting["links"]["self"]).headers["ETag"].removeprefix("W/")
+
+    answer = newcomer.get(waiting["links"]["self"], headers={"If-None-Match": spelt.format(strong)})
+
+    assert (answer.status_code, answer.content) == (304, b"")
+
+
 def test_a_wait_ends_at_a_change_and_no_sooner(idle_service: Stack, newcomer: httpx.Client, waiting: Document) -> None:
     url, api = waiting["links"]["self"], psutil.Process(idle_service.children["api"].pid)
     before = len(api.net_connections("tcp"))

@@ -48,7 +48,7 @@ def download_artifact(
         "Cache-Control": "private, max-age=31536000, immutable",
         "X-Content-Type-Options": "nosniff",
     }
-    if _names(request.headers.get("if-none-match", ""), etag):
+    if resources.is_among(etag, request.headers.get("if-none-match", "")):
         return Response(status_code=304, headers=headers)
     answer = FileResponse if _wants_part(request, etag, record.size) else _WholeFile
     return answer(path, media_type=record.media_type, headers=headers, filename=f"{job_id}-{record.name}")
@@ -73,8 +73,3 @@ def _wants_part(request: Request, etag: str, size: int) -> bool:
     if int(first) >= size if first else int(last) == 0:
         raise RangeBeyondEnd(size)
     return True
-
-
-def _names(if_none_match: str, etag: str) -> bool:
-    candidates = [candidate.strip().removeprefix("W/") for candidate in if_none_match.split(",")]
-    return etag in candidates or candidates == ["*"]

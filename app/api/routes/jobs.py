@@ -203,7 +203,7 @@ class _Copy(NamedTuple):
     queued_at: datetime
 
     def is_among(self, etags: str) -> bool:
-        return etags.strip() == "*" or self.etag in (etag.strip() for etag in etags.split(","))
+        return resources.is_among(self.etag, etags)
 
 
 async def _copy(parts: Parts, tenant: str, job_id: str, known: str, wait: int) -> _Copy:
