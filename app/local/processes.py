@@ -55,6 +55,7 @@ class Child:
     _asked_to_stop: bool = field(default=False, init=False, repr=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
     _group_may_live: bool = field(default=False, init=False, repr=False)
+    _log_begins: int = field(default=0, init=False, repr=False)
 
     @property
     def pid(self) -> int:
@@ -74,6 +75,7 @@ class Child:
         """Start it, in its own session: a Ctrl-C in our terminal must reach us alone, so that we can stop in order."""
         end_leftover(self.record, self.stop_signal)
         with self.log.open("ab") as log:
+            self._log_begins = log.tell()
             self._process = subprocess.Popen(  # noqa: S603
                 self.command,
                 cwd=self.folder,
@@ -115,11 +117,11 @@ class Child:
         self._group_may_live = False  # from here on the number may be somebody else's
 
     def last_lines(self, count: int = 20) -> str:
-        """The end of its log."""
+        """The end of its log since its start: what an earlier run complained of may long be mended."""
         if not self.log.exists():
             return ""
         with self.log.open("rb") as log:
-            log.seek(max(0, self.log.stat().st_size - 16_384))
+            log.seek(max(self._log_begins, self.log.stat().st_size - 16_384))
             return "\n".join(log.read().decode(errors="replace").splitlines()[-count:])
 
     def wait_until_ready(self, ready: Callable[[], bool], seconds: float, cancelled: Callable[[], bool]) -> None:

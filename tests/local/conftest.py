@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 import pytest
@@ -83,9 +85,9 @@ def running_up(state_dir: Path, output: Path) -> Iterator[Up]:
         yield up
 
 
-def refused_up(*arguments: object) -> str:
+def refused_up(*arguments: object, settings: Mapping[str, str] = MappingProxyType({})) -> str:
     """What `secateur up` with these says when it refuses to start."""
-    done = run("up", *arguments, folder=Path.cwd(), timeout=30)
+    done = run("up", *arguments, folder=Path.cwd(), environment={**os.environ, **settings}, timeout=30)
     assert done.code == 1, done.out + done.err
     return done.out + done.err
 

@@ -101,3 +101,13 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "letter").write_text("dear")
     assert "holds something else" in refused_up("--port", 0, "--state-dir", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["letter"]
+
+
+def test_a_start_that_fails_tells_its_own_reason_and_no_earlier_one(state_dir: Path) -> None:
+    where = ("--port", 0, "--state-dir", state_dir)
+    first = refused_up(*where, settings={"SECATEUR_RETENTION_DAY": "3"})
+    second = refused_up(*where, settings={"SECATEUR_RETENTION_DAYS": "-3"})
+
+    assert "unknown setting" in first
+    assert "SECATEUR_RETENTION_DAYS" in second
+    assert "unknown setting" not in second
