@@ -70,7 +70,7 @@ class Queue(Resource):
     position: int = Field(ge=1, description="Among all that wait, as tenants take turns; 1 is next.")
     ahead_seconds_estimate: float | None = Field(
         description="Until it may run and a worker is free for it, if those ahead take as long as the last jobs did; "
-        "null when no worker is alive, or none has finished a job yet."
+        "null when no worker is alive, none has finished a job yet, or the tenant may run none."
     )
     waits_for: str = Field(
         description="`worker`: a free one; `tenant_limit`: its tenant runs as many jobs as it may; an open set of words"

@@ -33,7 +33,7 @@ def submit(
     as_json: AsJson = False,
     state_dir: StateDir = STATE_DIR,
 ) -> None:
-    """Submit a job; its id goes to standard output."""
+    """Submit a job; its id goes to standard output, or with --wait or --download what became of it."""
     from app.cli.connection import connect
     from app.cli.documents import load
 
@@ -60,7 +60,8 @@ def upload(
     as_json: AsJson = False,
     state_dir: StateDir = STATE_DIR,
 ) -> None:
-    """Upload a network that was trained elsewhere; the id of the job that imports it goes to standard output."""
+    """Upload a network that was trained elsewhere; the id of the job that imports it goes to standard output, or with
+    --wait what became of it."""
     from app.cli.connection import connect
 
     labels = _labels(label or [])
