@@ -16,8 +16,8 @@ from pathlib import Path
 from app.local import Stack, stack
 
 # No description can say which cursors a list has given, which jobs there are to build on, what a state dict or a data
-# set is, which key is new, which copy of a job is the present one, that no label is given twice, which hosts may be
-# told of jobs, how many of them there are already, and what was deleted a moment ago.
+# set is, which key is new, which copy of a job is the present one, that no label and no job is given twice,
+# which hosts may be told of jobs, how many of them there are already, and what was deleted a moment ago.
 # A stream of a job that waits has no end, and no test of a description should wait for a change.
 CONFIG = """\
 [checks]
@@ -31,6 +31,9 @@ parameters = { "query.wait" = 0 }
 [[operations]]
 include-name = "GET /v1/jobs"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 400, 422]
+[[operations]]
+include-name = "GET /v1/compare"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 409, 410, 422]
 [[operations]]
 include-name = "PATCH /v1/jobs/{job_id}"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 404, 410, 412, 422]
