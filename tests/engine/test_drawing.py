@@ -4,9 +4,20 @@ import struct
 
 import pytest
 
-from app.contract.report import ComparedJob, Comparison, Distribution, Histogram, TensorHistogram
+from app.contract.report import (
+    ComparedJob,
+    Comparison,
+    Distribution,
+    Histogram,
+    Report,
+    Sensitivity,
+    SensitivityPoint,
+    TensorHistogram,
+    TensorSensitivity,
+)
 from tests.engine.conftest import Run
-from worker.engine.drawing import _headline, _highest, draw_comparison, draw_histogram
+from tests.engine.drawn import watched
+from worker.engine.drawing import _headline, _highest, draw_comparison, draw_histogram, draw_sensitivity
 
 
 @pytest.fixture
@@ -37,6 +48,7 @@ ODD = {
     "all zero": (_distribution(0, 0, [9, 0]), _distribution(0, 0, [9, 0])),
     "smallest numbers there are": (_distribution(-1e-45, 1e-45, [4, 0, 5]), _distribution(0, 0, [9, 0, 0])),
     "neighbouring numbers": (_distribution(1, 1 + 2**-52, [4, 0, 5]), _distribution(1, 1 + 2**-52, [4, 0, 5])),
+    "small ones": (_distribution(-7.5e-5, 7.4e-5, [4, 5]), _distribution(-7.5e-5, 7.4e-5, [4, 5])),
     "one weight": (_distribution(0.1, 0.1, [1, 0]), _distribution(0.1, 0.1, [1, 0])),
 }
 
@@ -65,6 +77,37 @@ def test_odd_tensors_can_be_drawn(of_all: tuple[int, int]) -> None:
     width, height = of_all
     assert width > 800
     assert height > 300 * len(ODD) / 2
+
+
+LONG = "a name as long as it may be, " + "W" * 99
+UPLOADED = "job_01a21e05af527c1d9b0e4f6a8d2c5b71"
+
+
+def _wordy(report: Report) -> Report:
+    """Of a job of which the most is to be said."""
+    changes = {"dataset": UPLOADED, "penalty": "elastic-net", "strength": 0.001, "method": "magnitude-bn-folded"}
+    how = {"schedule": "iterative", "threshold": None, "accuracy_pruned": None}
+    return report.model_copy(update={**changes, **how})
+
+
+@pytest.mark.parametrize("title", [None, LONG])
+def test_a_histogram_is_legible_whatever_it_says(plain: Run, title: str | None) -> None:
+    with watched() as drawn:
+        draw_histogram(_odd(), _wordy(plain.report), title)
+    drawn.assert_is_legible()
+    assert drawn.headline.replace("\n", " ").endswith(" of all parameters are zero")
+
+
+@pytest.mark.parametrize("title", [None, LONG])
+def test_the_sensitivity_is_legible_whatever_it_says(plain: Run, title: str | None) -> None:
+    point = SensitivityPoint(sparsity=0.5, nonzero=50_000_000, accuracy=0.5)
+    names = ("layer1.0", "layer2.0", "layer3.0", "fc1", "fc2")
+    tensors = tuple(TensorSensitivity(name=f"{name}.weight", total=100_000_000, points=(point,)) for name in names)
+    told = Sensitivity(images="validation", count=100_000, accuracy=0.9, tensors=tensors)
+    with watched() as drawn:
+        draw_sensitivity(told, _wordy(plain.report), title)
+    drawn.assert_is_legible()
+    assert drawn.headline.replace("\n", " ").endswith("on 100,000 validation images, one layer pruned alone")
 
 
 @pytest.mark.parametrize("title", [None, "x" * 128, "$\\frac{a}{b}$ and $", "_漢字 🙂 العربية Ünë θ"])
@@ -117,6 +160,17 @@ def test_two_to_eight_jobs_can_be_compared(plain: Run, l1: Run, compared: Run) -
     assert _size((compared.folder / "comparison.png").read_bytes()) > (1_000, 1_000)
     jobs = tuple(_job((plain, l1)[number % 2], number) for number in range(8))
     assert _size(draw_comparison(Comparison(jobs=jobs))) > (1_000, 1_000)
+
+
+def test_a_comparison_is_legible_whatever_it_says(plain: Run) -> None:
+    wordy, undrawn = _wordy(plain.report), Histogram(bins=256, tensors=())
+    large = {"parameters": 123_456_789, "nonzero_after": 123_456_789}
+    totals = [wordy.total.model_copy(update={**large, "sparsity": number / 7}) for number in range(8)]
+    reports = [wordy.model_copy(update={"total": total}) for total in totals]
+    jobs = (_job(plain, 0, display_name=LONG, report=report, histogram=undrawn) for report in reports)
+    with watched() as drawn:
+        draw_comparison(Comparison(jobs=tuple(jobs)))
+    drawn.assert_is_legible()
 
 
 def test_odd_jobs_can_be_compared(plain: Run, l1: Run) -> None:

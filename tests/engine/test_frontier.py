@@ -15,7 +15,8 @@ from app.contract.report import Report
 from app.contract.result import SweepResult
 from app.contract.spec import SweepSpec, parse_spec
 from tests.engine.conftest import Listener, Run
-from tests.engine.test_drawing import _size
+from tests.engine.drawn import watched
+from tests.engine.test_drawing import LONG, UPLOADED, _size
 from tests.specs import Document, sweep_spec, train_spec
 from worker.engine import pipeline
 from worker.engine.data import DatasetStore
@@ -205,3 +206,11 @@ def test_any_grid_makes_a_picture(bench: Bench, grid: Document, told: Sequence[M
 def test_a_title_is_taken_as_it_is(bench: Bench, title: str) -> None:
     run = bench.run({"thresholds": [0.1]}, [Told(900, 90)], display_name=title)
     assert _size((run.folder / "frontier.png").read_bytes())[0] < 2_000
+
+
+def test_the_picture_is_legible_whatever_it_says(bench: Bench) -> None:
+    grid = {"widths": [{"channels": [512, 512, width], "hidden": 4096} for width in range(500, 513)], "seeds": [1, 2]}
+    frontier = _frontier(bench.run(grid, [*[Told(10 * n + 900, n + 50) for n in range(25)], LOST], base=L1))
+    with watched() as drawn:
+        draw_frontier(frontier.model_copy(update={"dataset": UPLOADED}), LONG)
+    drawn.assert_is_legible()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Mapping, Sequence
-from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import StepPatch
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
@@ -25,17 +23,27 @@ from app.contract.report import (
     TensorHistogram,
     TensorReport,
 )
+from worker.engine.lettering import FONT, HEADLINE, LINE, columns, cut, headline, width_of, wrapped, writable
 
 DPI = 110
 _WIDTH = 11.5
+_NARROW = 7.5
 _ROW = 2.6
+EDGE = 0.15
+"""Inches that stay free of words on either side."""
+
+_LABEL, _BAR = 1.9, 4.0
+"""Inches: what the name of a job takes beside its bars at most, and the length of a bar of 100 % at least."""
+
+_TICK, _IN_BAR = 8.0, 7.5
+"""Sizes of letters, in points."""
+
 _BEFORE, _AFTER, _BAND = "#A9D3F0", "#0072B2", "#EEEEEE"
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart; as many as jobs may be compared.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#9A8B00")
 _DARK = frozenset({"#0072B2", "#D55E00", "#009E73", "#000000"})
 """Those of them on which white letters can be read."""
 GREY = "#555555"
-FONT = "DejaVu Sans"
 _PENALTIES = {
     "l1": "L1",
     "l1-proximal": "proximal L1",
@@ -65,11 +73,11 @@ def draw_histogram(histogram: Histogram, report: Report, title: str | None) -> b
 
 def draw_sensitivity(sensitivity: Sensitivity, report: Report, title: str | None) -> bytes:
     """A PNG with a line for each weight tensor: accuracy against its sparsity, all others whole."""
-    figure = Figure(figsize=(7.5, 4.8), dpi=DPI, layout="constrained")
-    figure.set_facecolor("white")
     what = f"{report.dataset}: accuracy on {sensitivity.count:,} {sensitivity.images} images, one layer pruned alone"
-    headline = "\n".join(filter(None, (legible(title, 80), what)))
-    figure.suptitle(headline, fontsize=11, parse_math=False, fontfamily=FONT)
+    words = headline((writable(title), what), _NARROW - 2 * EDGE)
+    figure = Figure(figsize=(_NARROW, 4.2 + LINE * lines_of(words)), dpi=DPI, layout="constrained")
+    figure.set_facecolor("white")
+    head(figure, words)
     axes = figure.subplots()
     axes.axhline(100 * sensitivity.accuracy, color=GREY, linewidth=0.8, linestyle=(0, (4, 2)), label="not pruned")
     for tensor, color in zip(sensitivity.tensors, COLORS, strict=False):
@@ -81,8 +89,9 @@ def draw_sensitivity(sensitivity: Sensitivity, report: Report, title: str | None
     axes.set_ylabel("accuracy, %")
     axes.set_ylim(bottom=0, top=101)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    axes.tick_params(labelsize=_TICK)
+    ncols = columns(axes.get_legend_handles_labels()[1], _NARROW, 3)
+    figure.legend(loc="outside lower center", ncols=ncols, frameon=False, fontsize=8)
     return png(figure)
 
 
@@ -94,7 +103,7 @@ def _headline(title: str | None, report: Report) -> str:
     if report.method is not None:
         accuracy += f" → {_percent(report.accuracy_after.accuracy)}"
         accuracy += f", {_percent(report.total.sparsity)} of all parameters are zero"
-    return "\n".join(filter(None, (legible(title, 100), f"{how}: {accuracy}")))
+    return headline((writable(title), f"{how}: {accuracy}"), _WIDTH - 2 * EDGE)
 
 
 def _penalty(name: str) -> str:
@@ -179,8 +188,11 @@ def _peak(distribution: Distribution) -> str:
 def draw_comparison(comparison: Comparison) -> bytes:
     """A PNG: accuracy and sparsity side by side, then one row a tensor with all jobs' weights over each other."""
     names = list(dict.fromkeys(tensor.name for job in comparison.jobs for tensor in job.histogram.tensors))
+    lines = max(lines_of(_name(job)) for job in comparison.jobs)
     figure, rows = _figure(
-        1 + len(names), f"Comparison of {len(comparison.jobs)} jobs", first=0.5 * len(comparison.jobs)
+        1 + len(names),
+        f"Comparison of {len(comparison.jobs)} jobs",
+        first=0.8 + len(comparison.jobs) * (0.08 + 0.145 * lines),
     )
     _draw_accuracy(rows[0][0], comparison.jobs)
     _draw_sparsity(rows[0][1], comparison.jobs)
@@ -233,16 +245,17 @@ def _draw_sparsity(axes: Axes, jobs: Sequence[ComparedJob]) -> None:
 
 
 def _write_in_bar(axes: Axes, row: float, length: float, words: str, *, dark: bool) -> None:
-    """Within the bar where it is long enough, else beside it."""
-    inside = length > 60
+    """Within the bar where it is long enough, else beside it; of a bar in between, where there is room."""
+    written = wrapped(words, 0.46 * _BAR, _IN_BAR)
+    inside = length > 60 or width_of(written, _IN_BAR) > (1 - length / 100) * _BAR - 0.1
     axes.annotate(
-        words,
+        written,
         (length, row),
         xytext=(-4 if inside else 4, 0),
         textcoords="offset points",
         ha="right" if inside else "left",
         va="center",
-        fontsize=7.5,
+        fontsize=_IN_BAR,
         color="white" if inside and dark else "black",
     )
 
@@ -254,13 +267,15 @@ def _name_bars(axes: Axes, jobs: Sequence[ComparedJob]) -> None:
 
 
 def _name(job: ComparedJob) -> str:
-    """What it is called, and in a second line what was done."""
+    """What it is called, and below it what was done."""
     report = job.report
     # An id's end tells it from others; its beginning is the time.
-    name = legible(job.display_name, 24).strip() or f"job …{job.job_id[-8:]}"
+    name = writable(job.display_name) or f"job …{job.job_id[-8:]}"
     penalty = [f"{_penalty(report.penalty)} β = {report.strength:g}"] if report.penalty else []
     pruning = [f"θ = {report.threshold:g}" if report.threshold is not None else report.method or "not pruned"]
-    return f"{name}\n" + ", ".join([report.dataset, *penalty, *pruning])
+    # A line is broken between these, not within them.
+    done = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in [report.dataset, *penalty, *pruning])
+    return f"{cut(name, _LABEL, _TICK)}\n{wrapped(done, _LABEL, _TICK)}"
 
 
 def _draw_densities(axes: Axes, by_color: Mapping[str, Distribution], span: _Span) -> None:
@@ -329,7 +344,7 @@ def _lay_out(figure: Figure, rows: int) -> None:
     """By rulers, in inches: every label's size is known here, and a layout engine would draw all of it twice to find
     out."""
     width, height = figure.get_size_inches()
-    left, right, top, bottom, between = 0.85, 0.15, height - rows * _ROW + 0.1, 0.75, 0.55
+    left, right, top, bottom, between = 0.95, 0.4, height - rows * _ROW + 0.1, 0.75, 0.55
     axes = (height - top - bottom - (rows - 1) * between) / rows
     figure.subplots_adjust(
         left=left / width,
@@ -342,18 +357,18 @@ def _lay_out(figure: Figure, rows: int) -> None:
 
 
 def _figure(
-    rows: int, headline: str, first: float = 0.0, layout: Literal["constrained"] | None = "constrained"
+    rows: int, words: str, first: float = 0.0, layout: Literal["constrained"] | None = "constrained"
 ) -> tuple[Figure, list[tuple[Axes, Axes]]]:
-    """Two columns of axes; `first` is the least height of the first row, in inches."""
+    """Two columns of axes below `words`; `first` is the least height of the first row, in inches."""
     heights = [max(first, _ROW), *[_ROW] * (rows - 1)]
-    height = sum(heights) + 0.6 + 0.25 * headline.count("\n")
+    height = sum(heights) + 0.4 + LINE * lines_of(words)
     figure = Figure(figsize=(_WIDTH, height), dpi=DPI, layout=layout)
     figure.set_facecolor("white")
-    figure.suptitle(headline, fontsize=11, parse_math=False, fontfamily=FONT)
+    head(figure, words)
     grid = figure.subplots(rows, 2, squeeze=False, height_ratios=heights)
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
+        axes.tick_params(labelsize=_TICK)
     return figure, [(left, right) for left, right in grid]
 
 
@@ -361,16 +376,14 @@ def _name_row(axes: Axes, words: str) -> None:
     axes.set_title(words, loc="left", fontsize=9, fontweight="bold", parse_math=False)
 
 
-def legible(text: str | None, width: int) -> str:
-    """`text` on one line of at most `width` characters; those that the font lacks become boxes."""
-    known = _characters()
-    drawn = "".join(c if ord(c) in known else "□" for c in text or "")
-    return drawn if len(drawn) <= width else drawn[: width - 1] + "…"
+def head(figure: Figure, words: str) -> None:
+    """At the top, however tall the picture is: a layout engine finds the place by itself."""
+    place = 1 - 0.1 / figure.get_size_inches()[1] if figure.get_layout_engine() is None else None
+    figure.suptitle(words, y=place, fontsize=HEADLINE, parse_math=False, fontfamily=FONT)
 
 
-@cache
-def _characters() -> frozenset[int]:
-    return frozenset(get_font(findfont(FONT)).get_charmap())
+def lines_of(words: str) -> int:
+    return 1 + words.count("\n")
 
 
 def png(figure: Figure) -> bytes:

@@ -16,7 +16,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from app.contract.frontier import Frontier, FrontierMember, MemberOutcome, MemberSettings
-from worker.engine.drawing import COLORS, DPI, FONT, GREY, legible, png
+from worker.engine.drawing import COLORS, DPI, EDGE, GREY, head, lines_of, png
+from worker.engine.lettering import LINE, columns, headline, writable
+
+_WIDTH = 9.5
 
 _MARKERS = "osD^vP*X<>ph"
 _NAMED = 12
@@ -36,20 +39,22 @@ def draw_frontier(frontier: Frontier, title: str | None) -> bytes:
     """A PNG. Members that differ in their seeds alone are pale points, their mean a strong one; a line leads through
     the means from one amount to the next. The error's scale is logarithmic: small networks fall far, good ones lie
     close together."""
-    figure = Figure(figsize=(9.5, 6.2), dpi=DPI, layout="constrained")
-    figure.set_facecolor("white")
-    axes = figure.subplots()
     shown = [point for member in frontier.members if (point := _point(member)) is not None]
-    _draw_front(axes, [point for point in shown if point.member.on_front])
     looks, means = _looks(frontier, shown), _means(frontier, shown)
-    figure.suptitle(_headline(frontier, title, means), fontsize=11, parse_math=False, fontfamily=FONT)
+    words = _headline(frontier, title, means)
+    figure = Figure(figsize=(_WIDTH, 5.6 + LINE * lines_of(words)), dpi=DPI, layout="constrained")
+    figure.set_facecolor("white")
+    head(figure, words)
+    axes = figure.subplots()
+    _draw_front(axes, [point for point in shown if point.member.on_front])
     for series, points in means.items():
         _draw_series(axes, looks[series], points)
     if _are_labelled(means):
         _label(axes, means)
     _scale(axes, shown)
     handles = [*axes.get_legend_handles_labels()[0], *_legend(frontier, shown)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False, fontsize=8)
+    ncols = columns((str(handle.get_label()) for handle in handles), _WIDTH, min(5, len(handles)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False, fontsize=8)
     return png(figure)
 
 
@@ -81,7 +86,7 @@ def _headline(frontier: Frontier, title: str | None, means: Mapping[Series, Sequ
         notes.append(f"at the points: {_SIGNS[along]}")
     if lost:
         notes.append("not shown: " + ", ".join(f"{count} {status}" for status, count in lost.items()))
-    return "\n".join(filter(None, (legible(title, 80), what, "; ".join(notes))))
+    return headline((writable(title), what, "; ".join(notes)), _WIDTH - 2 * EDGE)
 
 
 def _along(axes: Sequence[str]) -> str | None:
