@@ -185,6 +185,24 @@ def test_odd_jobs_can_be_compared(plain: Run, l1: Run) -> None:
     assert _size(draw_comparison(Comparison(jobs=(jobs[0], jobs[0]))))
 
 
+UNWRITABLE = ["漢字", "night run 🙂", "\u200b", "a" + "\u0301" * 40, " "]
+
+
+@pytest.mark.parametrize("name", UNWRITABLE, ids=ascii)
+def test_a_name_that_cannot_be_written_is_as_none(plain: Run, one: Histogram, name: str) -> None:
+    assert draw_histogram(one, plain.report, name) == draw_histogram(one, plain.report, None)
+
+
+def test_a_job_whose_name_cannot_be_written_is_called_by_its_id(plain: Run) -> None:
+    undrawn = Histogram(bins=256, tensors=())
+    jobs = (_job(plain, 1, display_name=name, histogram=undrawn) for name in ["Ünë θ", *UNWRITABLE])
+    with watched() as drawn:
+        draw_comparison(Comparison(jobs=tuple(jobs)))
+    drawn.assert_is_legible()
+    named = [words.partition("\n")[0] for words in drawn.words if "θ = " in words.replace("\xa0", " ")]
+    assert named == ["Ünë θ", *["job …11111111"] * len(UNWRITABLE)]
+
+
 def test_odd_tensors_can_be_compared(plain: Run) -> None:
     assert _size(draw_comparison(Comparison(jobs=(_job(plain, 1, histogram=_odd()), _job(plain, 2)))))
 

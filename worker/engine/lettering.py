@@ -21,10 +21,16 @@ _SUBPIXELS = 64
 _HINTED = 1.03
 """Letters are set on whole pixels when they are drawn: a line comes out a little wider than by its outlines."""
 
+_TALLEST = 2.0
+"""Times the size: accents that are piled up higher would be drawn over other lines."""
 
-def writable(name: str | None) -> str:
-    """Letters that the font lacks become boxes."""
-    return "".join(letter if ord(letter) in _letters() else "□" for letter in (name or "").strip())
+
+def writable(name: str | None) -> str | None:
+    """The name, or None of one that is blank, or of which the font lacks a letter: boxes name nothing."""
+    bare = (name or "").strip()
+    if not bare or not {ord(letter) for letter in bare} <= _letters():
+        return None
+    return bare if 0 < _extent(bare, HEADLINE)[1] * 72 <= _TALLEST * HEADLINE else None
 
 
 def headline(lines: Iterable[str | None], width: float) -> str:
