@@ -107,7 +107,8 @@ def test_the_sensitivity_is_legible_whatever_it_says(plain: Run, title: str | No
     with watched() as drawn:
         draw_sensitivity(told, _wordy(plain.report), title)
     drawn.assert_is_legible()
-    assert drawn.headline.replace("\n", " ").endswith("on 100,000 validation images, one layer pruned alone")
+    what = "data set …8d2c5b71: accuracy on 100,000 validation images, one layer pruned alone"
+    assert drawn.headline.replace("\n", " ").endswith(what)
 
 
 @pytest.mark.parametrize("title", [None, "x" * 128, "$\\frac{a}{b}$ and $", "_漢字 🙂 العربية Ünë θ"])
@@ -142,6 +143,7 @@ def test_every_tensor_gets_a_row(plain: Run, one: Histogram) -> None:
         ({"method": "magnitude", "threshold": None, "schedule": "gradual"}, "pruned by magnitude gradually: "),
         ({"kind": "prune"}, "digits, pruned at θ = 0.01: "),
         ({"method": None}, "digits, no penalty, not pruned: "),
+        ({"dataset": UPLOADED}, "data set …8d2c5b71, no penalty, pruned at θ = 0.01: "),
     ],
     ids=str,
 )
@@ -171,6 +173,9 @@ def test_a_comparison_is_legible_whatever_it_says(plain: Run) -> None:
     with watched() as drawn:
         draw_comparison(Comparison(jobs=tuple(jobs)))
     drawn.assert_is_legible()
+    label = next(text for text in drawn.texts if "data\xa0set\xa0…8d2c5b71," in text.get_text())
+    assert drawn.texts[label].width < drawn.figure.bbox.width / 5
+    assert not any("job_" in words for words in drawn.words)
 
 
 def test_odd_jobs_can_be_compared(plain: Run, l1: Run) -> None:

@@ -214,3 +214,4 @@ def test_the_picture_is_legible_whatever_it_says(bench: Bench) -> None:
     with watched() as drawn:
         draw_frontier(frontier.model_copy(update={"dataset": UPLOADED}), LONG)
     drawn.assert_is_legible()
+    assert "data set …8d2c5b71: accuracy on 100 test images" in drawn.headline

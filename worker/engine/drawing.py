@@ -13,6 +13,7 @@ from matplotlib.patches import StepPatch
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
+from app.contract.datasets import DATASETS
 from app.contract.report import (
     ComparedJob,
     Comparison,
@@ -73,7 +74,8 @@ def draw_histogram(histogram: Histogram, report: Report, title: str | None) -> b
 
 def draw_sensitivity(sensitivity: Sensitivity, report: Report, title: str | None) -> bytes:
     """A PNG with a line for each weight tensor: accuracy against its sparsity, all others whole."""
-    what = f"{report.dataset}: accuracy on {sensitivity.count:,} {sensitivity.images} images, one layer pruned alone"
+    where = f"accuracy on {sensitivity.count:,} {sensitivity.images} images"
+    what = f"{data_set(report.dataset)}: {where}, one layer pruned alone"
     words = headline((writable(title), what), _NARROW - 2 * EDGE)
     figure = Figure(figsize=(_NARROW, 4.2 + LINE * lines_of(words)), dpi=DPI, layout="constrained")
     figure.set_facecolor("white")
@@ -98,12 +100,23 @@ def draw_sensitivity(sensitivity: Sensitivity, report: Report, title: str | None
 def _headline(title: str | None, report: Report) -> str:
     trained = f"{_penalty(report.penalty)} penalty β = {report.strength:g}" if report.penalty else "no penalty"
     pruned = _pruned(report)
-    how = f"{report.dataset}, {trained}, {pruned}" if report.kind == "train" else f"{report.dataset}, {pruned}"
+    done = (trained, pruned) if report.kind == "train" else (pruned,)
+    how = ", ".join((data_set(report.dataset), *done))
     accuracy = f"accuracy {_percent(report.accuracy_before.accuracy)}"
     if report.method is not None:
         accuracy += f" → {_percent(report.accuracy_after.accuracy)}"
         accuracy += f", {_percent(report.total.sparsity)} of all parameters are zero"
     return headline((writable(title), f"{how}: {accuracy}"), _WIDTH - 2 * EDGE)
+
+
+def data_set(called: str) -> str:
+    """One that was uploaded has a job's id in place of a name."""
+    return called if called in DATASETS else f"data set {_end(called)}"
+
+
+def _end(job_id: str) -> str:
+    """It tells an id from others; the beginning is the time."""
+    return f"…{job_id[-8:]}"
 
 
 def _penalty(name: str) -> str:
@@ -269,12 +282,11 @@ def _name_bars(axes: Axes, jobs: Sequence[ComparedJob]) -> None:
 def _name(job: ComparedJob) -> str:
     """What it is called, and below it what was done."""
     report = job.report
-    # An id's end tells it from others; its beginning is the time.
-    name = writable(job.display_name) or f"job …{job.job_id[-8:]}"
+    name = writable(job.display_name) or f"job {_end(job.job_id)}"
     penalty = [f"{_penalty(report.penalty)} β = {report.strength:g}"] if report.penalty else []
     pruning = [f"θ = {report.threshold:g}" if report.threshold is not None else report.method or "not pruned"]
     # A line is broken between these, not within them.
-    done = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in [report.dataset, *penalty, *pruning])
+    done = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in [data_set(report.dataset), *penalty, *pruning])
     return f"{cut(name, _LABEL, _TICK)}\n{wrapped(done, _LABEL, _TICK)}"
 
 

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from app.contract.frontier import Frontier, FrontierMember, MemberOutcome, MemberSettings
-from worker.engine.drawing import COLORS, DPI, EDGE, GREY, head, lines_of, png
+from worker.engine.drawing import COLORS, DPI, EDGE, GREY, data_set, head, lines_of, png
 from worker.engine.lettering import LINE, columns, headline, writable
 
 _WIDTH = 9.5
@@ -78,7 +78,8 @@ def _error(outcome: MemberOutcome) -> float:
 
 def _headline(frontier: Frontier, title: str | None, means: Mapping[Series, Sequence[_Mean]]) -> str:
     images = next(member.outcome.test_images for member in frontier.members if member.outcome is not None)
-    what = f"{frontier.dataset}: accuracy on {images:,} test images against non-zeros, {len(frontier.members)} members"
+    of = f"accuracy on {images:,} test images against non-zeros"
+    what = f"{data_set(frontier.dataset)}: {of}, {len(frontier.members)} members"
     lost = Counter(member.status for member in frontier.members if member.outcome is None)
     notes = ["pale: single seeds, strong: their means"] if "seed" in frontier.axes else []
     along = _along(frontier.axes)
