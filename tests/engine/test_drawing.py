@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
 import pytest
 
 from app.contract.report import (
@@ -17,7 +18,7 @@ from app.contract.report import (
 )
 from tests.engine.conftest import Run
 from tests.engine.drawn import watched
-from worker.engine.drawing import _headline, _highest, draw_comparison, draw_histogram, draw_sensitivity
+from worker.engine.drawing import COLORS, _headline, _highest, draw_comparison, draw_histogram, draw_sensitivity
 
 
 @pytest.fixture
@@ -176,6 +177,33 @@ def test_a_comparison_is_legible_whatever_it_says(plain: Run) -> None:
     label = next(text for text in drawn.texts if "data\xa0set\xa0…8d2c5b71," in text.get_text())
     assert drawn.texts[label].width < drawn.figure.bbox.width / 5
     assert not any("job_" in words for words in drawn.words)
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "marked", "said"),
+    [
+        ([0.1, None, 0.2], [(0.1, 0), (0.2, 2)], " (dashed: −θ and θ)"),
+        ([0.1, 0.1, None], [(0.1, 0), (0.1, 1)], " (dashed: −θ and θ)"),
+        ([None, None, None], [], ""),
+        ([9.0, None, None], [], ""),  # out of sight
+    ],
+    ids=["two", "the same", "none", "wider than all weights"],
+)
+def test_a_threshold_is_marked_in_the_colour_of_its_job(
+    plain: Run, thresholds: list[float | None], marked: list[tuple[float, int]], said: str
+) -> None:
+    weights = _distribution(-1, 1, [4, 5])
+    tensors = [
+        TensorHistogram(name="fc1.weight", total=9, threshold=each, before=weights, after=weights)
+        for each in thresholds
+    ]
+    histograms = [Histogram(bins=256, tensors=(tensor,)) for tensor in tensors]
+    jobs = (_job(plain, number, histogram=histogram) for number, histogram in enumerate(histograms))
+    with watched() as drawn:
+        draw_comparison(Comparison(jobs=tuple(jobs)))
+    lines = {(float(np.ravel(line.get_xdata())[0]), line.get_color()) for line in drawn.figure.axes[-1].lines}
+    assert lines == {(end, COLORS[job]) for threshold, job in marked for end in (-threshold, threshold)}
+    assert f"fc1.weight, after pruning{said}" in drawn.words
 
 
 def test_odd_jobs_can_be_compared(plain: Run, l1: Run) -> None:

@@ -221,10 +221,10 @@ def draw_comparison(comparison: Comparison) -> bytes:
         span = _span([*before.values(), *after.values()])
         _draw_densities(left, before, span)
         _draw_densities(right, after, span)
-        for tensor in tensors.values():
-            _mark_threshold(right, tensor.threshold)
+        thresholds = {color: tensor.threshold for color, tensor in tensors.items() if tensor.threshold is not None}
+        marked = _mark_thresholds(right, thresholds, span)
         _name_row(left, f"{name}, before pruning")
-        _name_row(right, f"{name}, after pruning (grey: −θ to θ)")
+        _name_row(right, f"{name}, after pruning{' (dashed: −θ and θ)' if marked else ''}")
     if names:
         rows[-1][0].set_xlabel("value")
         rows[-1][1].set_xlabel("value")
@@ -312,6 +312,20 @@ def _mark_threshold(axes: Axes, threshold: float | None) -> None:
     axes.axvspan(-threshold, threshold, color=_BAND, zorder=0, linewidth=0, label=f"−θ to θ, θ = {threshold:g}")
     for end in (-threshold, threshold):
         axes.axvline(end, color=GREY, linewidth=0.7, linestyle=(0, (4, 2)), zorder=1)
+
+
+def _mark_thresholds(axes: Axes, by_color: Mapping[str, float], span: _Span) -> bool:
+    """Lines in the jobs' colours, whose dashes take turns where jobs have the same; whether any is in sight."""
+    seen = False
+    for color, threshold in by_color.items():
+        same = [other for other, theirs in by_color.items() if theirs == threshold]
+        period = 6 * len(same)
+        dashes = ((period - 6 * same.index(color)) % period, (4, period - 4))
+        for end in (-threshold, threshold):
+            if span[0] < end < span[1]:
+                axes.axvline(end, color=color, linewidth=1, linestyle=dashes, zorder=3)
+                seen = True
+    return seen
 
 
 def _stairs(distribution: Distribution, span: _Span) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
