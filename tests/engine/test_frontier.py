@@ -215,3 +215,26 @@ def test_the_picture_is_legible_whatever_it_says(bench: Bench) -> None:
         draw_frontier(frontier.model_copy(update={"dataset": UPLOADED}), LONG)
     drawn.assert_is_legible()
     assert "data set …8d2c5b71: accuracy on 100 test images" in drawn.headline
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        [Told(13_900, 94), Told(7_100, 89)],  # neither has a round number beside it
+        [Told(900, 90)],
+        [Told(0, 0)],
+        [Told(0, 100), Told(1, 99)],
+        [Told(1, 100), Told(540_123_456, 0)],
+        [Told(2_999_530, 50), Told(10_490_857, 51)],
+        [Told(131_000_000, 98), Told(74_000_000, 98)],
+    ],
+    ids=str,
+)
+def test_each_axis_has_three_numbers_at_least_which_are_legible(bench: Bench, told: Sequence[Member]) -> None:
+    frontier = _frontier(bench.run({"thresholds": [0.1, 0.2][: len(told)]}, told))
+    with watched() as drawn:
+        draw_frontier(frontier, None)
+    drawn.assert_is_legible()
+    for axis in (drawn.figure.axes[0].xaxis, drawn.figure.axes[0].yaxis):
+        numbers = {label.get_text() for label in axis.get_ticklabels() if label in drawn.texts}
+        assert len(numbers) >= 3, numbers

@@ -36,7 +36,7 @@ EDGE = 0.15
 _LABEL, _BAR = 1.9, 4.0
 """Inches: what the name of a job takes beside its bars at most, and the length of a bar of 100 % at least."""
 
-_TICK, _IN_BAR = 8.0, 7.5
+TICK, _IN_BAR = 8.0, 7.5
 """Sizes of letters, in points."""
 
 _BEFORE, _AFTER, _BAND = "#A9D3F0", "#0072B2", "#EEEEEE"
@@ -91,7 +91,7 @@ def draw_sensitivity(sensitivity: Sensitivity, report: Report, title: str | None
     axes.set_ylabel("accuracy, %")
     axes.set_ylim(bottom=0, top=101)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=_TICK)
+    axes.tick_params(labelsize=TICK)
     ncols = columns(axes.get_legend_handles_labels()[1], _NARROW, 3)
     figure.legend(loc="outside lower center", ncols=ncols, frameon=False, fontsize=8)
     return png(figure)
@@ -287,7 +287,7 @@ def _name(job: ComparedJob) -> str:
     pruning = [f"θ = {report.threshold:g}" if report.threshold is not None else report.method or "not pruned"]
     # A line is broken between these, not within them.
     done = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in [data_set(report.dataset), *penalty, *pruning])
-    return f"{cut(name, _LABEL, _TICK)}\n{wrapped(done, _LABEL, _TICK)}"
+    return f"{cut(name, _LABEL, TICK)}\n{wrapped(done, _LABEL, TICK)}"
 
 
 def _draw_densities(axes: Axes, by_color: Mapping[str, Distribution], span: _Span) -> None:
@@ -394,7 +394,7 @@ def _figure(
     grid = figure.subplots(rows, 2, squeeze=False, height_ratios=heights)
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=_TICK)
+        axes.tick_params(labelsize=TICK)
     return figure, [(left, right) for left, right in grid]
 
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from app.contract.frontier import Frontier, FrontierMember, MemberOutcome, MemberSettings
-from worker.engine.drawing import COLORS, DPI, EDGE, GREY, data_set, head, lines_of, png
-from worker.engine.lettering import LINE, columns, headline, writable
+from worker.engine.drawing import COLORS, DPI, EDGE, GREY, TICK, data_set, head, lines_of, png
+from worker.engine.lettering import LINE, columns, headline, width_of, writable
+from worker.engine.marks import log_marks
 
 _WIDTH = 9.5
 
@@ -28,8 +31,14 @@ _NAMED = 12
 _LABELLED = 24
 """Points; the values of more would lie upon each other."""
 
-_ERRORS = (90, 80, 70, 50, 30, 20, 10, 5, 3, 2, 1, 0.5, 0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01)
-"""Percent, where the axis may have marks."""
+_ACROSS, _UP = 8.0, 4.0
+"""How long the axes are at least, in inches."""
+
+_NOTHING = 0.5
+"""Where no non-zeros are drawn, on a scale that has no zero."""
+
+_WORST = 110.0
+"""Percent: the end of the error's axis, a little below what is wrong throughout."""
 
 _AMOUNTS = ("threshold", "sparsity", "keep")
 _SIGNS = {"threshold": "θ", "strength": "β", "sparsity": "sparsity", "keep": "keep", "widths": "widths"}
@@ -69,7 +78,7 @@ class _Point(NamedTuple):
 def _point(member: FrontierMember) -> _Point | None:
     if (outcome := member.outcome) is None:
         return None
-    return _Point(member, max(outcome.nonzero, 0.5), _error(outcome))
+    return _Point(member, outcome.nonzero or _NOTHING, _error(outcome))
 
 
 def _error(outcome: MemberOutcome) -> float:
@@ -243,24 +252,44 @@ def _label(axes: Axes, means: Mapping[Series, Sequence[_Mean]]) -> None:
 
 
 def _scale(axes: Axes, shown: Sequence[_Point]) -> None:
+    nonzeros, errors = [point.nonzero for point in shown], [point.error for point in shown]
+    fewest, best = min(nonzeros) / 1.3, min(errors) / 1.35
+    most = max(1.4 * max(nonzeros), fewest + 3.2)  # there are three whole numbers in between
+    worst = min(_WORST, 1.35 * max(errors))
     axes.set_xscale("log")
     axes.set_yscale("log")
-    least, most = min(point.error for point in shown), max(point.error for point in shown)
-    axes.set_ylim(min(100.0, 1.35 * most), least / 1.35)  # the good ones above
-    axes.set_xlim(*_span([point.nonzero for point in shown]))
-    axes.yaxis.set_major_locator(FixedLocator(_ERRORS))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 - error:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(fewest, most)
+    axes.set_ylim(worst, best)  # the good ones above
+    _mark(axes.xaxis, _whole_marks(fewest, most), _spelt_amount)
+    _mark(axes.yaxis, log_marks(best, min(worst, 100.0), _UP, lambda _: TICK / 72), _spelt_accuracy)
     axes.set_xlabel("non-zeros of the network (log scale)")
     axes.set_ylabel("accuracy, % (log scale of the error)")
     axes.grid(True, color="#EEEEEE", lw=0.8, zorder=0)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(labelsize=TICK)
 
 
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    return min(values) / 1.3, max(values) * 1.4
+def _mark(axis: Axis, marks: Sequence[float], spelt: Callable[[float], str]) -> None:
+    axis.set_major_locator(FixedLocator(marks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: spelt(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def _whole_marks(low: float, high: float) -> Sequence[float]:
+    """And where zero is drawn, if it is."""
+    least = max(low, 1.0)
+    marks = log_marks(least, high, _ACROSS * math.log(high / least) / math.log(high / low), _width, whole=True)
+    return [*([_NOTHING] if low < _NOTHING else []), *marks]
+
+
+def _width(amount: float) -> float:
+    return width_of(_spelt_amount(amount), TICK)
+
+
+def _spelt_amount(amount: float) -> str:
+    return "0" if amount == _NOTHING else f"{amount:,.10g}"
+
+
+def _spelt_accuracy(error: float) -> str:
+    return f"{100 - error:.10g}"
