@@ -238,3 +238,25 @@ def test_each_axis_has_three_numbers_at_least_which_are_legible(bench: Bench, to
     for axis in (drawn.figure.axes[0].xaxis, drawn.figure.axes[0].yaxis):
         numbers = {label.get_text() for label in axis.get_ticklabels() if label in drawn.texts}
         assert len(numbers) >= 3, numbers
+
+
+PALE, BEST, ALONE = "pale: single seeds", "best of all members with so few", "to which no other is superior"
+
+
+@pytest.mark.parametrize(
+    ("grid", "told", "explained"),
+    [
+        ({"seeds": [1, 2]}, [Told(900, 90), Told(800, 80)], {PALE, BEST}),
+        ({"seeds": [1, 2]}, [Told(900, 90), LOST], set()),
+        ({"thresholds": [0.1, 0.2], "seeds": [1]}, [Told(900, 90), Told(800, 80)], {BEST}),
+        ({"thresholds": [0.1, 0.2]}, [Told(900, 80), Told(800, 90)], {ALONE}),
+        ({"thresholds": [0.1]}, [Told(900, 90)], set()),
+    ],
+    ids=["seeds", "one seed is left", "one seed", "one on the front", "one member"],
+)
+def test_what_is_explained_is_drawn(bench: Bench, grid: Document, told: Sequence[Member], explained: set[str]) -> None:
+    frontier = _frontier(bench.run(grid, told))
+    with watched() as drawn:
+        draw_frontier(frontier, None)
+    words = "; ".join(drawn.words)
+    assert {each for each in (PALE, BEST, ALONE) if each in words} == explained

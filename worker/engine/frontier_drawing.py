@@ -55,15 +55,17 @@ def draw_frontier(frontier: Frontier, title: str | None) -> bytes:
     figure.set_facecolor("white")
     head(figure, words)
     axes = figure.subplots()
-    _draw_front(axes, [point for point in shown if point.member.on_front])
+    if len(shown) > 1:
+        _draw_front(axes, [point for point in shown if point.member.on_front])
     for series, points in means.items():
         _draw_series(axes, looks[series], points)
     if _are_labelled(means):
         _label(axes, means)
     _scale(axes, shown)
-    handles = [*axes.get_legend_handles_labels()[0], *_legend(frontier, shown)]
-    ncols = columns((str(handle.get_label()) for handle in handles), _WIDTH, min(5, len(handles)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False, fontsize=8)
+    handles = [*axes.get_legend_handles_labels()[0], *_legend(frontier, shown, means)]
+    if handles:
+        ncols = columns((str(handle.get_label()) for handle in handles), _WIDTH, min(5, len(handles)))
+        figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False, fontsize=8)
     return png(figure)
 
 
@@ -90,7 +92,8 @@ def _headline(frontier: Frontier, title: str | None, means: Mapping[Series, Sequ
     of = f"accuracy on {images:,} test images against non-zeros"
     what = f"{data_set(frontier.dataset)}: {of}, {len(frontier.members)} members"
     lost = Counter(member.status for member in frontier.members if member.outcome is None)
-    notes = ["pale: single seeds, strong: their means"] if "seed" in frontier.axes else []
+    several = any(len(mean.points) > 1 for points in means.values() for mean in points)
+    notes = ["pale: single seeds, strong: their means"] if several else []
     along = _along(frontier.axes)
     if along is not None and _are_labelled(means):
         notes.append(f"at the points: {_SIGNS[along]}")
@@ -165,12 +168,13 @@ def _marker(index: int) -> str:
     return _MARKERS[index % len(_MARKERS)]
 
 
-def _legend(frontier: Frontier, shown: Sequence[_Point]) -> Iterator[Line2D]:
+def _legend(frontier: Frontier, shown: Sequence[_Point], means: Mapping[Series, Sequence[_Mean]]) -> Iterator[Line2D]:
     """What the colors mean, and what the markers; of many values some."""
+    leads = any(len(points) > 1 for points in means.values())
     for place, (axis, values) in enumerate(reversed([*_values(frontier, shown).items()])):
         for index in _some(len(values)):
             look = _Look(GREY, _marker(index)) if place else _Look(_color(index, len(values)))
-            line = "" if place else "-"
+            line = "-" if leads and not place else ""
             yield Line2D([], [], color=look.color, marker=look.marker, ls=line, ms=6, label=_words(axis, values[index]))
 
 
@@ -233,12 +237,16 @@ def _draw_series(axes: Axes, look: _Look, means: Sequence[_Mean]) -> None:
 
 
 def _draw_front(axes: Axes, front: Sequence[_Point]) -> None:
-    """As a step: with so many non-zeros, this is the best that any member has reached."""
-    steps = sorted((point.nonzero, point.error) for point in front)
+    """As a step: with so many non-zeros, this is the best that any member has reached. One place makes no step."""
+    steps = sorted({(point.nonzero, point.error) for point in front})
     x, y = [nonzero for nonzero, _ in steps], [error for _, error in steps]
-    label = "best of all members with so few non-zeros"
-    axes.step(x, y, where="post", color=GREY, lw=0.9, ls=(0, (4, 2)), zorder=1, label=label)
-    axes.plot(x, y, "o", ms=11, mfc="none", mec=GREY, mew=0.8, zorder=1)
+    circled = None
+    if len(steps) > 1:
+        label = "best of all members with so few non-zeros"
+        axes.step(x, y, where="post", color=GREY, lw=0.9, ls=(0, (4, 2)), zorder=1, label=label)
+    else:
+        circled = "to which no other is superior"
+    axes.plot(x, y, "o", ms=11, mfc="none", mec=GREY, mew=0.8, zorder=1, label=circled)
 
 
 def _are_labelled(means: Mapping[Series, Sequence[_Mean]]) -> bool:
