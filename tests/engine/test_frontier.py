@@ -260,3 +260,12 @@ def test_what_is_explained_is_drawn(bench: Bench, grid: Document, told: Sequence
         draw_frontier(frontier, None)
     words = "; ".join(drawn.words)
     assert {each for each in (PALE, BEST, ALONE) if each in words} == explained
+
+
+def test_amounts_at_points_that_lie_close_together_are_legible(bench: Bench) -> None:
+    grid = {"thresholds": [0.1, 0.2, 0.3, 0.4], "strengths": [0, 1e-4, 2e-4], "seeds": [1, 2]}
+    frontier = _frontier(bench.run(grid, [Told(900 + 3 * n, 90 - n % 2) for n in range(23)] + [Told(900, 0)], base=L1))
+    with watched() as drawn:
+        draw_frontier(frontier, None)
+    drawn.assert_is_legible()
+    assert set(drawn.words) >= {"0.1", "0.4"}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -16,6 +17,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import Bbox, BboxBase, IdentityTransform
 
 from app.contract.frontier import Frontier, FrontierMember, MemberOutcome, MemberSettings
 from worker.engine.drawing import COLORS, DPI, EDGE, GREY, TICK, data_set, head, lines_of, png
@@ -40,6 +42,9 @@ _NOTHING = 0.5
 _WORST = 110.0
 """Percent: the end of the error's axis, a little below what is wrong throughout."""
 
+_AT_POINT, _DOT = 7.0, 3.5
+"""In points: the size of letters beside points, and half of a dot's width."""
+
 _AMOUNTS = ("threshold", "sparsity", "keep")
 _SIGNS = {"threshold": "θ", "strength": "β", "sparsity": "sparsity", "keep": "keep", "widths": "widths"}
 
@@ -59,13 +64,14 @@ def draw_frontier(frontier: Frontier, title: str | None) -> bytes:
         _draw_front(axes, [point for point in shown if point.member.on_front])
     for series, points in means.items():
         _draw_series(axes, looks[series], points)
-    if _are_labelled(means):
-        _label(axes, means)
     _scale(axes, shown)
     handles = [*axes.get_legend_handles_labels()[0], *_legend(frontier, shown, means)]
     if handles:
         ncols = columns((str(handle.get_label()) for handle in handles), _WIDTH, min(5, len(handles)))
         figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False, fontsize=8)
+        figure.set_figheight(figure.get_figheight() + LINE * ((len(handles) - 1) // ncols))
+    if _are_labelled(means):
+        _label(figure, axes, means)
     return png(figure)
 
 
@@ -90,7 +96,8 @@ def _error(outcome: MemberOutcome) -> float:
 def _headline(frontier: Frontier, title: str | None, means: Mapping[Series, Sequence[_Mean]]) -> str:
     images = next(member.outcome.test_images for member in frontier.members if member.outcome is not None)
     of = f"accuracy on {images:,} test images against non-zeros"
-    what = f"{data_set(frontier.dataset)}: {of}, {len(frontier.members)} members"
+    count = len(frontier.members)
+    what = f"{data_set(frontier.dataset)}: {of}, {count} {'member' if count == 1 else 'members'}"
     lost = Counter(member.status for member in frontier.members if member.outcome is None)
     several = any(len(mean.points) > 1 for points in means.values() for mean in points)
     notes = ["pale: single seeds, strong: their means"] if several else []
@@ -253,10 +260,40 @@ def _are_labelled(means: Mapping[Series, Sequence[_Mean]]) -> bool:
     return sum(map(len, means.values())) <= _LABELLED
 
 
-def _label(axes: Axes, means: Mapping[Series, Sequence[_Mean]]) -> None:
-    for mean in (mean for points in means.values() for mean in points if mean.value is not None):
-        where = (mean.nonzero, mean.error)
-        axes.annotate(_spelt(mean.value), where, xytext=(6, -9), textcoords="offset points", fontsize=7, color=GREY)
+def _label(figure: Figure, axes: Axes, means: Mapping[Series, Sequence[_Mean]]) -> None:
+    """Amounts beside their points, off other points where there is room, and none upon another."""
+    figure.draw_without_rendering()  # which finds out where points lie
+    figure.set_layout_engine("none")
+    labelled = [mean for points in means.values() for mean in points if mean.value is not None]
+    drawn: list[_Mean | _Point] = [*labelled, *(point for mean in labelled for point in mean.points)]
+    dots = [_frame(axes, each, (-_DOT, -_DOT), (_DOT, _DOT)) for each in drawn]
+    words: list[Bbox] = []
+    for mean in labelled:
+        spelt = _spelt(mean.value)
+        frames = [frame for frame in _beside(axes, mean, spelt) if _lies_within(frame, axes.bbox)]
+        free = (each for taken in ([*dots, *words], words) for each in frames if not any(map(each.overlaps, taken)))
+        if (frame := next(free, None)) is not None:
+            words.append(frame)
+            in_pixels = IdentityTransform()
+            axes.text(frame.x0, frame.y0, spelt, va="bottom", fontsize=_AT_POINT, color=GREY, transform=in_pixels)
+
+
+def _beside(axes: Axes, mean: _Mean, words: str) -> Iterator[Bbox]:
+    """Where they could stand. First off a line that rises: with more non-zeros, accuracy mostly does."""
+    wide, high = 72 * width_of(words, _AT_POINT), 1.25 * _AT_POINT
+    right, left, above, below = 6.0, -6 - wide, 1.0, -1 - high
+    for across, up in ((right, below), (left, above), (right, above), (left, below)):
+        yield _frame(axes, mean, (across, up), (across + wide, up + high))
+
+
+def _frame(axes: Axes, at: _Point | _Mean, low: tuple[float, float], high: tuple[float, float]) -> Bbox:
+    """In pixels, from `low` to `high`, which are points from the place of `at`."""
+    where = axes.transData.transform((at.nonzero, at.error))
+    return Bbox([where + np.multiply(low, DPI / 72), where + np.multiply(high, DPI / 72)])
+
+
+def _lies_within(frame: Bbox, whole: BboxBase) -> bool:
+    return all(whole.contains(x, y) for x, y in (frame.p0, frame.p1))
 
 
 def _scale(axes: Axes, shown: Sequence[_Point]) -> None:
