@@ -122,15 +122,18 @@ def _result_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         ends = ("succeeded", "failed", "cancelled", "unfinished")
         told = ", ".join(f"{result[end]} {end}" for end in ends if result.get(end))
         return [("members", f"{result['members']}: {told}"), ("front", "\n".join(result["front"]))]
-    if "channels" in result:
+    channels = ", ".join(map(str, result.get("channels") or ()))
+    network = f"channels {channels}, hidden {result['hidden']}" if channels else ""
+    if "nonzero" in result:
         return [
-            ("network", f"channels {', '.join(map(str, result['channels']))}, hidden {result['hidden']}"),
+            ("network", network),
             ("non-zeros", f"{result['nonzero']:,} of {result['parameters']:,}"),
         ]
     if "accuracy_after" not in result:
         return []
     kept = f"{result['nonzero_after']:,} of {result['parameters']:,}"
     return [
+        ("network", network),
         (
             "accuracy",
             f"{percent(result['accuracy_before'])} before pruning, {percent(result['accuracy_after'])} at the end",

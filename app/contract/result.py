@@ -30,10 +30,6 @@ class NetworkResult(_OfNetwork):
     fine-tuned or not; they are equal when nothing was pruned."""
 
     kind: Literal["train", "prune"]
-    channels: tuple[int, int, int] | None = Field(
-        None, description="Of the network, as is `hidden`; null of a job of a release that did not tell."
-    )
-    hidden: int | None = None
     accuracy_before: float = Field(ge=0, le=1, description="Share of the test images classified rightly.")
     accuracy_after: float = Field(ge=0, le=1)
     parameters: int
@@ -47,6 +43,10 @@ class NetworkResult(_OfNetwork):
     dataset_sha256: str
     device: str
     engine_seconds: float
+    channels: tuple[int, int, int] | None = Field(
+        None, description="Of the network, as is `hidden`; null of a job of a release that did not tell."
+    )
+    hidden: int | None = None
 
 
 class CompareResult(_Result):

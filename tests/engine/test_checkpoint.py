@@ -63,8 +63,8 @@ def _spoilt(state: dict[str, Tensor], file: Path, **changes: Tensor | None) -> P
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"fc2__bias": None}, r"missing \['fc2.bias'\]"),
-        ({"fc1__weight": None}, r"missing \['fc1.weight'\]"),
+        ({"fc2__bias": None}, r"missing 'fc2.bias'"),
+        ({"fc1__weight": None}, r"missing 'fc1.weight'"),
         ({"fc2__bias": torch.zeros(11)}, r"fc2.bias has shape \[11\], expected \[10\]"),
         ({"fc2__bias": torch.zeros(10, dtype=torch.float64)}, "fc2.bias has type F64"),
         ({"fc2__bias": torch.full((10,), torch.nan)}, "fc2.bias holds values that are not finite"),
@@ -81,7 +81,7 @@ def test_what_is_no_such_network_is_refused_by_name(
 def test_a_tensor_too_many_is_refused(state: dict[str, Tensor], file: Path) -> None:
     save_file({**state, "fc3.weight": torch.zeros(1)}, file)
 
-    with pytest.raises(InvalidCheckpoint, match=r"unexpected \['fc3.weight'\]"):
+    with pytest.raises(InvalidCheckpoint, match=r"unexpected 'fc3\.weight'"):
         load(file)
 
 

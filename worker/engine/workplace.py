@@ -46,8 +46,6 @@ class Workplace:
 def network_result(report: Report, dataset: Dataset, at: Workplace) -> NetworkResult:
     return NetworkResult(
         kind=report.kind,
-        channels=report.channels,
-        hidden=report.hidden,
         image_channels=dataset.shape.channels,
         features=dataset.shape.features,
         classes=dataset.shape.classes,
@@ -64,6 +62,8 @@ def network_result(report: Report, dataset: Dataset, at: Workplace) -> NetworkRe
         dataset_sha256=dataset.sha256,
         device=at.device.type,
         engine_seconds=at.seconds,
+        channels=report.channels,
+        hidden=report.hidden,
     )
 
 
