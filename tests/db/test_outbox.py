@@ -130,6 +130,19 @@ def test_a_job_does_not_wait_for_a_webhook_that_is_being_changed_or_deleted(made
     assert _types(made.sessions, changed) == ["job.started", "job.succeeded"]
 
 
+def test_old_deliveries_that_somebody_is_at_are_passed_over(made: Jobs) -> None:
+    webhook_id = _webhook(made.sessions)
+    made.in_state(Status.SUCCEEDED)
+    with made.sessions.begin() as session:
+        session.execute(text("UPDATE webhook_deliveries SET created_at = now() - interval '31 days'"))
+    with made.sessions.begin() as session, made.sessions.begin() as other:
+        session.execute(text("SELECT 1 FROM webhook_deliveries WHERE event = 'job.started' FOR UPDATE"))
+        other.execute(text("SET LOCAL lock_timeout = '1s'"))
+        queries.forget(other)
+
+    assert _types(made.sessions, webhook_id) == ["job.started"]
+
+
 def test_old_deliveries_and_secrets_that_sign_no_longer_are_forgotten(made: Jobs) -> None:
     webhook_id = _webhook(made.sessions)
     with made.sessions.begin() as session:

@@ -203,6 +203,19 @@ def test_a_new_broker_is_given_all_that_is_queued(made: Jobs) -> None:
         assert set(sweep.due_messages(session)) == ids
 
 
+def test_of_sweepers_that_meet_a_new_broker_each_leaves_what_another_is_at(made: Jobs) -> None:
+    """And what is due already: a hundred thousand rows take seconds, for which others would wait one by one."""
+    first, second, due = made.queued(), made.queued(), made.queued()
+    made.past(due, "publish_at")
+    with made.sessions.begin() as session:
+        session.execute(text("UPDATE jobs SET publish_at = now() + interval '1 hour' WHERE id <> :id"), {"id": due})
+    with made.sessions.begin() as session, made.sessions.begin() as other:
+        session.execute(text("SELECT 1 FROM jobs WHERE id = :id FOR UPDATE"), {"id": first})
+        other.execute(text("SET LOCAL lock_timeout = '1s'"))
+        assert sweep.make_all_due(other) == 1
+    assert made.row(second).publish_at < made.row(first).publish_at
+
+
 def test_the_leases_of_a_process_that_is_gone_are_over_and_no_others(made: Jobs) -> None:
     ids = {}
     for owner in ("host:1:a/10", "host:1:a/101", "host:1:ab/10", "host_1:a/10"):
