@@ -102,12 +102,10 @@ class LocalStore:
     def tidy(self, job_id: str, attempt: int | None, checkpoints: Collection[str], last: int) -> None:
         # Whoever asks may have been frozen, and the job been retried meanwhile.
         job, states = self._root / job_id, self.checkpoints(job_id)
-        for path in _entries(states):
-            if path.name not in checkpoints and _attempt_of(path) <= last:
-                _remove(path)
-        for path in _entries(job):
-            if path.name not in (str(attempt), states.name) and _attempt_of(path) <= last:
-                _remove(path)
+        for folder, kept in ((states, checkpoints), (job, (str(attempt), states.name))):
+            for path in _entries(folder):
+                if path.name not in kept and _attempt_of(path) <= last:
+                    _remove(path)
         if all(_attempt_of(path) <= last for path in _entries(job)):  # a later one will write into them
             for folder in (states, job):
                 with suppress(OSError):  # it is not empty, or not there

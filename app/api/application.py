@@ -87,14 +87,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.changes = changes
     app.state.metrics = Metrics()
-    for module in (jobs, compare, checkpoints, datasets, artifacts, webhooks, quotas, catalogue, health, metrics):
-        # Included as a router, each would be made again when the first request comes, and looked up twice by all.
-        app.routes.extend(module.router.routes)
+    _add_routes(app)
     problems.install(app)
     openapi.install(app)
     _bound_bodies(app, settings)
     app.add_middleware(RequestContext, metrics=app.state.metrics)  # the last one added is the outermost
     return app
+
+
+def _add_routes(app: FastAPI) -> None:
+    """As they are. Of an included router, each would be made again when the first request comes, and looked up twice by
+    all requests."""
+    for module in (jobs, compare, checkpoints, datasets, artifacts, webhooks, quotas, catalogue, health, metrics):
+        app.routes.extend(module.router.routes)
 
 
 def _spans(traces: TracerProvider) -> TelemetryConfig:

@@ -12,6 +12,7 @@ _LABEL_KEY = r"[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?"
 _JOB_ID = r"job_[0-9a-f]{32}"
 
 MOST_COMPARED: Final = 8
+"""Jobs, side by side."""
 
 JOB_ID: Final = f"^{_JOB_ID}$"
 JOB_IDS: Final = f"^{_JOB_ID}(,{_JOB_ID}){{1,{MOST_COMPARED - 1}}}$"
@@ -29,7 +30,7 @@ _KEY = "1 to 63 of a-z, 0-9, '.', '_', '-' and '/', with a letter or a digit at 
 IN_WORDS: Mapping[str, str] = MappingProxyType(
     {
         JOB_ID: "write an id as the service gives it: job_ and 32 digits or letters from a to f",
-        JOB_IDS: "write two to eight job ids with commas in between, such as job_…,job_…",
+        JOB_IDS: f"write two to {MOST_COMPARED} job ids with commas in between, such as job_…,job_…",
         DISPLAY_NAME: _ONE_LINE,
         LABEL_KEY: f"write a label's key as {_KEY}",
         LABEL_VALUE: _ONE_LINE,

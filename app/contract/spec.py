@@ -25,6 +25,7 @@ from app.contract.network import (
     parameter_count,
     parameter_shapes,
 )
+from app.contract.patterns import MOST_COMPARED
 from app.contract.pruning import (
     WEIGHT_MATRICES,
     Amount,
@@ -408,7 +409,9 @@ class CompareSpec(JobSpec):
     """Put finished jobs side by side: their reports and their weight distributions."""
 
     kind: Literal["compare"]
-    jobs: Annotated[tuple[JobId, ...], Field(min_length=2, max_length=8, json_schema_extra=UNIQUE), NO_REPEATS]
+    jobs: Annotated[
+        tuple[JobId, ...], Field(min_length=2, max_length=MOST_COMPARED, json_schema_extra=UNIQUE), NO_REPEATS
+    ]
 
 
 class SweepLimits(Limits):

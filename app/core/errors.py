@@ -26,12 +26,7 @@ from typing import ClassVar
 from pydantic import JsonValue
 
 from app.contract.explain import FieldError
-
-
-def rfc_3339(moment: datetime) -> str:
-    """As all times of the API are written."""
-    return moment.isoformat().replace("+00:00", "Z")
-
+from app.core.times import rfc_3339
 
 # What the client still sends of its body is not going to be read.
 _REST_UNREAD: Mapping[str, str] = MappingProxyType({"Connection": "close"})

@@ -69,6 +69,8 @@ def use(session: Session, tenant: str, stored_bytes: int) -> Use:
 def lock_in_order(session: Session, job_ids: Collection[str]) -> None:
     """The last question of a transaction that moves jobs of several tenants, whose accounts a trigger changes at the
     commit: in any other order, two of them could wait for each other."""
+    if not job_ids:
+        return
     named = TenantRow.name.in_(select(JobRow.tenant).where(JobRow.id.in_(job_ids)))
     session.execute(select(TenantRow.name).where(named).order_by(TenantRow.name).with_for_update(key_share=True))
 

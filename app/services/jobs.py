@@ -31,10 +31,10 @@ from app.core.errors import (
     JobNotRetryable,
     SecateurError,
     UploadNotKept,
-    rfc_3339,
 )
 from app.core.ids import new_job_id
 from app.core.limits import Limits
+from app.core.times import rfc_3339
 from app.core.tracing import traceparent
 from app.db import jobs, members, turns, workers
 from app.db.jobs import Filter, NewJob, Position
@@ -238,9 +238,8 @@ def retry(session: Session, tenant: str, job_id: str, limits: Limits) -> JobRow:
     if before.kind in UPLOADED_AT and before.error and not before.error["retryable"]:  # the sweeper's own rule
         raise UploadNotKept(f"The job failed as {before.error['code']}, so its file is not kept: upload one anew.")
     sweeps = before.kind == "sweep"
-    if before.status == Status.FAILED and not sweeps:
-        _keep_sources(session, tenant, before.sources)
     if before.status == Status.FAILED:
+        _keep_sources(session, tenant, () if sweeps else before.sources)  # a sweep goes on without a deleted member
         quotas.admit(session, tenant, limits, jobs=members.count_to_be_retried(session, job_id) if sweeps else 1)
     with _settling(session, before.sweep_id):
         changed = (members.retry_sweep if sweeps else jobs.retry)(session, job_id, tenant)
@@ -256,7 +255,7 @@ def _keep_sources(session: Session, tenant: str, sources: Sequence[str]) -> None
     for job_id in sources:
         row = jobs.get(session, job_id, tenant, lock="keep")
         if row is None or row.purged_at is not None:
-            raise JobNotRetryable(f"The job reads files of {job_id}, which was deleted: submit one upon another.")
+            raise JobNotRetryable(f"The job reads files of {job_id}, which was deleted: submit one of another source.")
 
 
 def rerun(session: Session, tenant: str, job_id: str, terms: Terms) -> Submitted:

@@ -40,7 +40,8 @@ from app.contract.spec import (
 )
 from app.contract.status import Status
 from app.contract.uploads import ImportSpec
-from app.core.errors import InvalidSpec, SecateurError, SourceHasNoResult, SourceNotFinished, rfc_3339
+from app.core.errors import InvalidSpec, SecateurError, SourceHasNoResult, SourceNotFinished
+from app.core.times import rfc_3339
 from app.db import jobs
 from app.services.parsing import refused
 

@@ -295,7 +295,7 @@ def test_a_wrong_parameter_is_refused(
         ("/v1/jobs", {"label": "team"}, "write key:value; the key has 1 to 63"),
         ("/v1/jobs", {"parent": "x"}, "job_ and 32 digits or letters"),
         ("/v1/datasets", {"sha256": "x"}, "64 digits or letters"),
-        ("/v1/compare", {"jobs": ABSENT}, "write two to eight job ids with commas in between"),
+        ("/v1/compare", {"jobs": ABSENT}, "write two to 8 job ids with commas in between"),
     ],
     ids=str,
 )
