@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from app.contract.datasets import DatasetName
 from app.contract.report import Manifest, Report
@@ -21,7 +22,7 @@ from tests.engine.few import BATCH, FEW
 from tests.engine.measured import Measured, Unpublished, Watched, measured
 from tests.engine.together import Keeping, Power
 from tests.specs import Document, train_spec
-from worker.engine.errors import NonFiniteLoss
+from worker.engine.errors import NonFiniteLoss, OutOfMemory
 from worker.engine.execute import Steps, Training
 from worker.engine.lockstep import APART, Together, Whole, carry_out
 from worker.engine.model import fresh
@@ -284,6 +285,39 @@ def test_no_more_are_trained_at_once_than_there_is_memory_for(memory: int, toget
     carry_out([Whole(steps(number)) for number in range(3)], ANY)
 
     assert [(each.together, each.steps) for each in progresses] == [(together, 15)] * 3
+
+
+class _Room(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A device whose memory ends when a convolution has more channels than these, networks side by side."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._channels = channels
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten.convolution.default and len(args[1]) > self._channels:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return func(*args, **(kwargs or {}))
+
+
+def test_where_memory_ends_all_the_same_they_are_trained_in_smaller_groups(tmp_path: Path) -> None:
+    """Another process has taken some since it was looked at. Four have 64 channels in their widest layer, two 32."""
+    specs = [_spec(seed, model={"architecture": "cnn", "channels": [4, 8, 16], "hidden": 10}) for seed in range(5)]
+    with _Room(48):
+        short = Ran(tmp_path / "short", specs)
+
+    assert short.together == [2, 2, 2, 2, None]
+    in_pairs = Ran(tmp_path / "pairs", specs, Together(2, "any"))
+    assert all(map(_same_bits, short.runs, in_pairs.runs))
+    assert [each.progress.steps for each in short.runs] == [each.progress.steps for each in in_pairs.runs]
+
+
+def test_one_that_finds_no_memory_by_itself_fails_and_says_so(tmp_path: Path) -> None:
+    with _Room(1):
+        ran = Ran(tmp_path, [_spec(seed) for seed in range(2)])
+    assert [type(each.failure) for each in ran.runs] == [OutOfMemory, OutOfMemory]
 
 
 def test_what_ends_the_process_amid_the_work_of_one_leaves_what_is_done(tmp_path: Path) -> None:

@@ -88,13 +88,9 @@ def translated() -> Iterator[None]:
     """The engine's border: exhausted memory and disks come out as errors of the engine, all else untouched."""
     try:
         yield
-    except MemoryError as error:
-        raise OutOfMemory(_OUT_OF_MEMORY.format(place="worker")) from error
-    except RuntimeError as error:
-        if _is_of_the_gpu(error):
-            raise OutOfMemory(_OUT_OF_MEMORY.format(place="GPU")) from error
-        if any(words in str(error) for words in _CPU_ALLOCATOR_WORDS):
-            raise OutOfMemory(_OUT_OF_MEMORY.format(place="worker")) from error
+    except (MemoryError, RuntimeError) as error:
+        if place := without_memory(error):
+            raise OutOfMemory(_OUT_OF_MEMORY.format(place=place)) from error
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -102,7 +98,11 @@ def translated() -> Iterator[None]:
         raise
 
 
-def _is_of_the_gpu(error: RuntimeError) -> bool:
+def without_memory(error: Exception) -> str | None:
+    """Whose memory was exhausted, the worker's or the GPU's; None when it is another error."""
     # Not imported here: a process that only reads data sets does without PyTorch, which takes seconds and 200 MB.
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return "GPU"
+    by_words = isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_ALLOCATOR_WORDS)
+    return "worker" if by_words or isinstance(error, MemoryError) else None

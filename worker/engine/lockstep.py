@@ -10,9 +10,11 @@ from contextlib import closing, suppress
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from worker.engine import device
+from worker.engine.errors import without_memory
 from worker.engine.execute import Awaited, Steps, Training
 from worker.engine.makers import Made, Makers, Making, makers_for
 from worker.engine.observer import Observer
+from worker.engine.progress import Progress
 from worker.engine.resources import most_together
 from worker.engine.seeding import reproducible
 from worker.engine.together import Where, train_together, unfit, way
@@ -97,9 +99,30 @@ class _Sent(NamedTuple):
     files: Future[Made]
 
 
+class _Before(NamedTuple):
+    """Where a run stood before a training that may have to begin again."""
+
+    progress: Progress
+    steps: int
+    together: int | None
+    epochs: int
+
+    @classmethod
+    def of(cls, progress: Progress) -> _Before:
+        return cls(progress, progress.steps, progress.together, len(progress.history))
+
+    def is_near(self) -> bool:
+        """No epoch has ended and been told of. A training takes its memory in its first steps."""
+        return len(self.progress.history) == self.epochs
+
+    def restore(self) -> None:
+        self.progress.steps, self.progress.together = self.steps, self.together
+
+
 class _Lockstep:
     def __init__(self, runs: Sequence[Run], together: Together) -> None:
         self._runs, self._together = runs, together
+        self._most = together.most
         self._makers: Makers | None = None
         self._open = set(range(len(runs)))
         self._waiting: dict[int, Training] = {}
@@ -124,7 +147,14 @@ class _Lockstep:
 
     def _train_some(self) -> None:
         group = self._next()
+        before = [_Before.of(self._waiting[number].member.progress) for number in group]
         failures = self._trained(group)
+        if len(group) > 1 and all(map(_is_without_memory, failures)) and all(map(_Before.is_near, before)):
+            self._most = len(group) // 2
+            logger.warning("not enough memory, trained in smaller groups", extra={"members": self._most})
+            for each in before:
+                each.restore()
+            return
         for number, failure in zip(group, failures, strict=True):
             self._look_after_others(number)
             self._go_on(number, failure=failure)
@@ -188,7 +218,7 @@ class _Lockstep:
         behind = min(self._waiting, key=lambda number: (self._stage(number), number))
         group = [behind]
         for number in sorted(self._waiting):
-            if len(group) >= self._together.most:
+            if len(group) >= self._most:
                 break
             if number != behind and self._fits(behind, number):
                 group.append(number)
@@ -222,6 +252,10 @@ class _Lockstep:
         except Exception as failure:
             return [failure] * len(trainings)
         return [None]
+
+
+def _is_without_memory(failure: Exception | None) -> bool:
+    return failure is not None and without_memory(failure) is not None
 
 
 def _made(files: Future[Made]) -> Made | None:
