@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 import app.api.errors as problems
@@ -76,12 +77,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             parts.engine.dispose()
             await run_in_threadpool(tracing.close, traces)
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Secateur",
         version=VERSION,
         summary="Trains a regularized CNN, prunes it, and returns the smaller network with the evidence.",
         lifespan=lifespan,
         redoc_url=None,
+        static_url="/docs/static",
         redirect_slashes=False,
         telemetry=_spans(traces),
     )

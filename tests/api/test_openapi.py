@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -59,8 +60,14 @@ def test_what_webhooks_are_sent_is_described(idle_http: httpx.Client) -> None:
         assert list(told["post"]["responses"]) == ["2XX", "410"]
 
 
-def test_the_reference_page_is_there(idle_http: httpx.Client) -> None:
+def test_the_reference_page_is_there_and_all_that_it_loads(idle_service: Stack, idle_http: httpx.Client) -> None:
+    """From this service, by a browser that has no key and perhaps no internet."""
     answer = idle_http.get("/docs")
 
     assert answer.headers["Content-Type"].startswith("text/html")
     assert "/openapi.json" in answer.text
+    loaded = re.findall(r'(?:src|href)="([^"]*)"', answer.text)
+    assert {path.rpartition(".")[2] for path in loaded} == {"js", "css", "png"}
+    for path in loaded:
+        assert path.startswith("/docs/")
+        assert httpx.get(idle_service.url + path, trust_env=False, verify=False).status_code == 200
