@@ -46,8 +46,8 @@ def accepted(
 
     with parts.sessions.begin() as session:
         done = once(session, request, lambda: made(session))
-    note(job_id=done.job_id)
-    headers = {"Location": url(done.job_id), "Retry-After": str(resources.SOON)}
+    note(job_id=done.id)
+    headers = {"Location": url(done.id), "Retry-After": str(resources.SOON)}
     if done.replayed:
         headers["Idempotency-Replayed"] = "true"
     else:

@@ -87,7 +87,7 @@ _HEADERS = {
     "ETag": "Names this state of what was asked for; send it back as `If-None-Match`, `If-Match` or `If-Range`.",
     "Idempotency-Replayed": "`true` when the answer is that of an earlier request with the same key.",
     "Link": 'The address of the next page, as `rel="next"`; not on the last one.',
-    "Location": "The job's address.",
+    "Location": "The address of what was made.",
     "Content-Range": "Which bytes these are, and of how many.",
     "Repr-Digest": "The whole file's SHA-256 (RFC 9530).",
     "Retry-After": "Seconds after which to ask again.",

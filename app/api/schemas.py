@@ -215,7 +215,7 @@ class Webhook(Resource):
 
 
 class WebhookWithSecret(Webhook):
-    secret: str = Field(description="What deliveries are signed with. It is shown in this answer and never again.")
+    secret: str = Field(description="What deliveries are signed with. No other answer shows it.")
 
 
 class Delivery(Resource):

@@ -26,9 +26,9 @@ def is_taken(session: Session, tenant: str, route: str, key: str) -> bool:
     return session.scalar(select(IdempotencyRow.key).where(_is(tenant, route, key))) is not None
 
 
-def answered(session: Session, tenant: str, route: str, key: str, *, job_id: str, answer: str) -> None:
+def answered(session: Session, tenant: str, route: str, key: str, *, made_id: str, answer: str) -> None:
     """Keep what the request that took the key made, and what it was told."""
-    session.execute(update(IdempotencyRow).where(_is(tenant, route, key)).values(job_id=job_id, answer=answer))
+    session.execute(update(IdempotencyRow).where(_is(tenant, route, key)).values(made_id=made_id, answer=answer))
 
 
 def _is(tenant: str, route: str, key: str) -> ColumnElement[bool]:

@@ -208,7 +208,10 @@ class IdempotencyRow(Base):
     route: Mapped[str] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     content_sha256: Mapped[str]
-    job_id: Mapped[str | None] = mapped_column(comment="Set, as is the answer, by the transaction that made the key.")
+    # The column's name is from before there was anything but jobs: processes of the release before go on with it.
+    made_id: Mapped[str | None] = mapped_column(
+        "job_id", comment="Set, as is the answer, by the transaction that made the key."
+    )
     answer: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 

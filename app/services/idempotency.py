@@ -15,9 +15,9 @@ from app.db import idempotency
 
 
 class Made(NamedTuple):
-    """The job that a request made, and the text that answers it."""
+    """What a request made, by its id, and the text that answers it."""
 
-    job_id: str
+    id: str
     answer: str
     replayed: bool = False
 
@@ -32,8 +32,9 @@ class KeyedRequest(NamedTuple):
 
 
 def once(session: Session, request: KeyedRequest, make: Callable[[], Made]) -> Made:
-    """What `make` makes, or made when the same request was here before: the same answer, whatever has become of the
-    job. Key and job are one transaction. Raises IdempotencyKeyReused, and what `make` raises: then the key is free."""
+    """What `make` makes, or made when the same request was here before: the same answer, whatever has become of what
+    was made. All of it is one transaction. Raises IdempotencyKeyReused, and what `make` raises: then the key is
+    free."""
     tenant, route, key, content = request
     if key is None:
         return make()
@@ -41,13 +42,13 @@ def once(session: Session, request: KeyedRequest, make: Callable[[], Made]) -> M
     earlier = idempotency.reserve(session, tenant, route, key, sha256)
     if earlier is None:
         made = make()
-        idempotency.answered(session, tenant, route, key, job_id=made.job_id, answer=made.answer)
+        idempotency.answered(session, tenant, route, key, made_id=made.id, answer=made.answer)
         return made
     if earlier.content_sha256 != sha256:
         raise IdempotencyKeyReused
-    assert earlier.job_id is not None
+    assert earlier.made_id is not None
     assert earlier.answer is not None
-    return Made(earlier.job_id, earlier.answer, replayed=True)
+    return Made(earlier.made_id, earlier.answer, replayed=True)
 
 
 def is_known(session: Session, tenant: str, route: str, key: str | None) -> bool:

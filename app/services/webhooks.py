@@ -21,6 +21,7 @@ from app.db import outbox, webhooks
 from app.db.jobs import Position
 from app.db.models import DeliveryRow, WebhookRow
 from app.services import cursors
+from app.services.idempotency import KeyedRequest, Made, once
 from app.services.parsing import parsed
 
 MOST = 16
@@ -47,6 +48,20 @@ def create(session: Session, tenant: str, new: NewWebhook, *, allow_private: boo
         raise TooManyWebhooks(MOST)
     values = new.model_dump(mode="json")
     return webhooks.insert_webhook(session, id=new_id("wh"), tenant=tenant, secret=new_secret(), **values)
+
+
+class Created(NamedTuple):
+    row: WebhookRow
+    replayed: bool
+
+
+def create_once(session: Session, tenant: str, new: NewWebhook, key: str | None, *, allow_private: bool) -> Created:
+    """What `create` makes; or, when the same request was here before, what that one made, as it is now. Raises as
+    `create` does, IdempotencyKeyReused, and WebhookNotFound when what it made has been deleted."""
+    request = KeyedRequest(tenant, "create_webhook", key, new.model_dump(mode="json", exclude_unset=True))
+    # No answer is kept: it would hold the secret a second time, and for longer than the webhook may last.
+    made = once(session, request, lambda: Made(create(session, tenant, new, allow_private=allow_private).id, answer=""))
+    return Created(get(session, tenant, made.id), made.replayed)
 
 
 def refuse_hopeless(url: str, *, allow_private: bool) -> None:

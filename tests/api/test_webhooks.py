@@ -7,12 +7,15 @@ import re
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import ANY
 
 import httpx
+import psycopg
 from standardwebhooks import Webhook
 
+from app.local import Stack
 from app.local.ports import usable_port
 from tests.endpoint import endpoint
 from tests.specs import Document, submit, train_spec
@@ -187,3 +190,43 @@ def test_the_receiver_of_the_documentation_receives(newcomer: httpx.Client) -> N
 def _listens(port: int) -> bool:
     with socket.socket() as connection:
         return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _post(http: httpx.Client, key: str, url: str = "https://hook.example/") -> httpx.Response:
+    return http.post("/v1/webhooks", json={"url": url, "events": ["job.failed"]}, headers={"Idempotency-Key": key})
+
+
+def test_equal_requests_at_once_make_one_webhook_whose_secret_all_are_told(newcomer: httpx.Client) -> None:
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: _post(newcomer, "once"), range(20)))
+
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.content for answer in answers}) == 1
+    assert len({answer.headers["Location"] for answer in answers}) == 1
+    assert sum("Idempotency-Replayed" not in answer.headers for answer in answers) == 1
+    assert [webhook["id"] for webhook in newcomer.get("/v1/webhooks").json()["items"]] == [answers[0].json()["id"]]
+
+
+def test_another_webhook_with_the_same_key_is_refused(newcomer: httpx.Client) -> None:
+    _post(newcomer, "once")
+    other = _post(newcomer, "once", "https://other.example/")
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+    assert len(newcomer.get("/v1/webhooks").json()["items"]) == 1
+
+
+def test_a_repeated_request_is_told_of_the_webhook_as_it_is_and_of_none_that_is_deleted(newcomer: httpx.Client) -> None:
+    path = _post(newcomer, "once").headers["Location"]
+    rotated = newcomer.post(f"{path}/rotate-secret").json()
+    assert _post(newcomer, "once").json() == rotated
+
+    newcomer.delete(path)
+    gone = _post(newcomer, "once")
+    assert (gone.status_code, gone.json()["code"]) == (404, "webhook_not_found")
+
+
+def test_no_secret_is_kept_beside_its_webhook(idle_service: Stack, newcomer: httpx.Client) -> None:
+    webhook = _post(newcomer, "once").json()
+    with psycopg.connect(idle_service.database_url) as connection:
+        query = "SELECT idempotency_keys::text FROM idempotency_keys WHERE job_id = %s"
+        [[kept]] = connection.execute(query, [webhook["id"]]).fetchall()
+    assert webhook["secret"] not in kept

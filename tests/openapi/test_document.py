@@ -133,6 +133,7 @@ def test_every_operation_lists_its_problems(document: dict[str, Any]) -> None:
         ("submit_job", "202", {"Location", "Retry-After", "Idempotency-Replayed"}),
         ("rerun_job", "202", {"Location", "Retry-After", "Idempotency-Replayed"}),
         ("upload_checkpoint", "202", {"Location", "Retry-After", "Idempotency-Replayed"}),
+        ("create_webhook", "201", {"Location", "Idempotency-Replayed"}),
         ("retry_job", "202", {"Retry-After"}),
         ("get_job", "200", {"ETag", "Retry-After"}),
         ("get_job", "304", {"ETag", "Retry-After"}),

@@ -9,6 +9,7 @@ from fastapi import Query, Request, Response
 from app.api import resources
 from app.api.deps import (
     NO_BODY,
+    IdempotencyKey,
     NewWebhookDep,
     PartsDep,
     ReaderDep,
@@ -18,7 +19,7 @@ from app.api.deps import (
     WriterDep,
     make_router,
 )
-from app.api.openapi import WEBHOOK_BODY, WEBHOOK_PATCH_BODY, problems
+from app.api.openapi import WEBHOOK_BODY, WEBHOOK_PATCH_BODY, problems, with_headers
 from app.api.routes.jobs import MOST, Limit, link_next
 from app.api.schemas import Delivery, Page, Webhook, WebhookWithSecret
 from app.services import webhooks
@@ -31,15 +32,23 @@ router = make_router(prefix="/v1/webhooks", tags=["webhooks"])
     status_code=201,
     operation_id="create_webhook",
     openapi_extra=WEBHOOK_BODY,
-    responses=problems(400, 408, 409, 413, 415, 422),
+    responses=problems(400, 404, 408, 409, 413, 415, 422) | with_headers(201, "Location", "Idempotency-Replayed"),
 )
 def create_webhook(
-    who: WriterDep, new: NewWebhookDep, session: SessionDep, parts: PartsDep, response: Response
+    who: WriterDep,
+    new: NewWebhookDep,
+    session: SessionDep,
+    parts: PartsDep,
+    response: Response,
+    key: IdempotencyKey = None,
 ) -> WebhookWithSecret:
-    """Have an address told of what happens to your jobs. The answer alone has the secret that tells our deliveries from
-    anybody else's."""
-    row = webhooks.create(session, who.tenant, new, allow_private=parts.settings.webhook_allow_private)
+    """Have an address told of what happens to your jobs. The answer has the secret that tells our deliveries from
+    anybody else's; sent again with the same key, the request is answered with the webhook as it is then."""
+    allow_private = parts.settings.webhook_allow_private
+    row, replayed = webhooks.create_once(session, who.tenant, new, key, allow_private=allow_private)
     response.headers["Location"] = resources.webhook_url(row.id)
+    if replayed:
+        response.headers["Idempotency-Replayed"] = "true"
     return resources.webhook_with_secret(row)
 
 
