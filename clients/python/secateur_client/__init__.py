@@ -3,6 +3,7 @@
 from secateur_client.client import AsyncClient, Client
 from secateur_client.errors import (
     BadAddress,
+    BadSignature,
     Busy,
     Changed,
     ClientError,
@@ -25,6 +26,7 @@ from secateur_client.resources import (
     Compared,
     Comparison,
     Dataset,
+    Delivery,
     Estimate,
     Event,
     Job,
@@ -34,16 +36,22 @@ from secateur_client.resources import (
     LineageJob,
     Progress,
     Queue,
+    Quota,
+    Quotas,
     Resource,
     System,
     Validation,
+    Webhook,
+    WebhookEvent,
     Worker,
 )
+from secateur_client.verifying import verify_webhook
 
 __all__ = [
     "Artifact",
     "AsyncClient",
     "BadAddress",
+    "BadSignature",
     "Busy",
     "Changed",
     "Client",
@@ -52,6 +60,7 @@ __all__ = [
     "Comparison",
     "Conflict",
     "Dataset",
+    "Delivery",
     "DigestMismatch",
     "DownloadFailed",
     "Estimate",
@@ -70,11 +79,16 @@ __all__ = [
     "Problem",
     "Progress",
     "Queue",
+    "Quota",
+    "Quotas",
     "Resource",
     "System",
     "Unauthenticated",
     "Unreachable",
     "Validation",
     "WaitTimeout",
+    "Webhook",
+    "WebhookEvent",
     "Worker",
+    "verify_webhook",
 ]

@@ -31,12 +31,15 @@ from secateur_client.resources import (
     Artifact,
     Comparison,
     Dataset,
+    Delivery,
     Event,
     Job,
     Lineage,
+    Quotas,
     Resource,
     System,
     Validation,
+    Webhook,
 )
 from secateur_client.sse import Parser
 
@@ -51,6 +54,8 @@ PAGE_SIZE = 100
 
 JobRef: TypeAlias = Job | str
 """A job, or its id."""
+WebhookRef: TypeAlias = Webhook | str
+"""A webhook, or its id."""
 AnyPath: TypeAlias = str | os.PathLike[str]
 
 
@@ -331,9 +336,67 @@ class Calls(Exchange):
         """The queue, the workers and the versions."""
         return await self._get(System, "/v1/system")
 
+    async def quotas(self) -> Quotas:
+        """Each limit of the key's tenant, and what is in use of it."""
+        return await self._get(Quotas, "/v1/quotas")
 
-def _id(job: JobRef) -> str:
-    return job.id if isinstance(job, Job) else job
+    # --- webhooks -----------------------------------------------------------------------------------------------------
+
+    async def create_webhook(
+        self,
+        url: str,
+        events: str | Sequence[str],
+        *,
+        description: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Webhook:
+        """Have a URL told of these events, such as `job.succeeded`; once, however often the request has to be sent.
+        Keep the `secret`: nothing tells it again, and `verify_webhook` needs it."""
+        document = {"url": url, "events": _each(events), "description": description}
+        return await self._made(Webhook, "/v1/webhooks", idempotency_key, document=document)
+
+    async def webhook(self, webhook: WebhookRef) -> Webhook:
+        """A webhook as it is now."""
+        return await self._get(Webhook, _webhook_path(webhook))
+
+    async def webhooks(self) -> List[Webhook]:
+        """The webhooks of the key's tenant, newest first."""
+        return [each async for each in self._pages(Webhook, "/v1/webhooks", {})]
+
+    async def update_webhook(self, webhook: WebhookRef, changes: Mapping[str, Any]) -> Webhook:
+        """Change `url`, `events`, `description` and `enabled` by a merge patch: what is left out stays."""
+        headers = {"Content-Type": "application/merge-patch+json"}
+        request = self._request("PATCH", _webhook_path(webhook), document=changes, headers=headers)
+        return parsed(Webhook, await self._answer(request, repeatable=True))
+
+    async def delete_webhook(self, webhook: WebhookRef) -> None:
+        """Delete a webhook with all its deliveries. Raises NotFound also when an earlier try did it, whose answer was
+        lost."""
+        await self._answer(self._request("DELETE", _webhook_path(webhook)))
+
+    async def rotate_webhook_secret(self, webhook: WebhookRef) -> Webhook:
+        """Give a webhook a new `secret`; the one before signs for another day."""
+        return parsed(Webhook, await self._answer(self._request("POST", f"{_webhook_path(webhook)}/rotate-secret")))
+
+    async def test_webhook(self, webhook: WebhookRef) -> Delivery:
+        """Have a `webhook.test` sent, once; what has become of it is among the `deliveries`."""
+        return parsed(Delivery, await self._answer(self._request("POST", f"{_webhook_path(webhook)}/test")))
+
+    async def deliveries(self, webhook: WebhookRef, *, page_size: int = PAGE_SIZE) -> AsyncGenerator[Delivery]:
+        """What was sent to a webhook in the last 30 days, and what is to be; newest first."""
+        async for delivery in self._pages(Delivery, f"{_webhook_path(webhook)}/deliveries", {"limit": page_size}):
+            yield delivery
+
+    async def redeliver(self, webhook: WebhookRef, delivery: Delivery | str) -> Delivery:
+        """Have a delivery sent now, whatever has become of it."""
+        request = self._request(
+            "POST", f"{_webhook_path(webhook)}/deliveries/{quote(_id(delivery), safe='')}/redeliver"
+        )
+        return parsed(Delivery, await self._answer(request))
+
+
+def _id(named: Job | Webhook | Delivery | str) -> str:
+    return named if isinstance(named, str) else named.id
 
 
 def _each(words: str | Sequence[str]) -> List[str]:
@@ -347,6 +410,10 @@ def _pairs(labels: Mapping[str, str] | None) -> List[str]:
 
 def _path(job: JobRef) -> str:
     return f"/v1/jobs/{quote(_id(job), safe='')}"
+
+
+def _webhook_path(webhook: WebhookRef) -> str:
+    return f"/v1/webhooks/{quote(_id(webhook), safe='')}"
 
 
 def _event(data: str) -> Event:

@@ -10,17 +10,20 @@ from typing import Any, Self
 
 import httpx
 
-from secateur_client.calls import PAGE_SIZE, AnyPath, Calls, JobRef
+from secateur_client.calls import PAGE_SIZE, AnyPath, Calls, JobRef, WebhookRef
 from secateur_client.exchange import RETRY_SECONDS, http_options
 from secateur_client.resources import (
     Artifact,
     Comparison,
     Dataset,
+    Delivery,
     Event,
     Job,
     Lineage,
+    Quotas,
     System,
     Validation,
+    Webhook,
 )
 from secateur_client.transport import Blocking, OnLoop, iterate, run
 
@@ -174,6 +177,43 @@ class Client:
 
     def system(self) -> System:
         return run(self._calls.system())
+
+    def quotas(self) -> Quotas:
+        return run(self._calls.quotas())
+
+    def create_webhook(
+        self,
+        url: str,
+        events: str | Sequence[str],
+        *,
+        description: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Webhook:
+        return run(self._calls.create_webhook(url, events, description=description, idempotency_key=idempotency_key))
+
+    def webhook(self, webhook: WebhookRef) -> Webhook:
+        return run(self._calls.webhook(webhook))
+
+    def webhooks(self) -> List[Webhook]:
+        return run(self._calls.webhooks())
+
+    def update_webhook(self, webhook: WebhookRef, changes: Mapping[str, Any]) -> Webhook:
+        return run(self._calls.update_webhook(webhook, changes))
+
+    def delete_webhook(self, webhook: WebhookRef) -> None:
+        run(self._calls.delete_webhook(webhook))
+
+    def rotate_webhook_secret(self, webhook: WebhookRef) -> Webhook:
+        return run(self._calls.rotate_webhook_secret(webhook))
+
+    def test_webhook(self, webhook: WebhookRef) -> Delivery:
+        return run(self._calls.test_webhook(webhook))
+
+    def deliveries(self, webhook: WebhookRef, *, page_size: int = PAGE_SIZE) -> Iterator[Delivery]:
+        return iterate(self._calls.deliveries(webhook, page_size=page_size))
+
+    def redeliver(self, webhook: WebhookRef, delivery: Delivery | str) -> Delivery:
+        return run(self._calls.redeliver(webhook, delivery))
 
 
 # What each does is written once, above.

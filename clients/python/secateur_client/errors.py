@@ -9,8 +9,9 @@ ClientError
 │   ├── Invalid 400, 413, 415, 416, 422
 │   └── Busy 429, 502, 503, 504
 ├── WaitTimeout             the job was not done in the time given; it goes on
-└── DownloadFailed
-    └── DigestMismatch      all bytes came, and they are not the ones that were published
+├── DownloadFailed
+│   └── DigestMismatch      all bytes came, and they are not the ones that were published
+└── BadSignature            what came to a webhook is not the service's, or is too old
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ class DownloadFailed(ClientError):
 
 
 class DigestMismatch(DownloadFailed):
+    pass
+
+
+class BadSignature(ClientError):
     pass
 
 

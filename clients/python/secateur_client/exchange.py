@@ -73,7 +73,7 @@ class Exchange:
         return httpx.Request(method, url, headers=sent, content=content, stream=body, extensions=extensions)
 
     async def _made(self, resource: type[R], path: str, key: str | None, **content: Any) -> R:
-        """What makes a job, with a key under which it may be sent as often as a read."""
+        """What makes something, with a key under which it may be sent as often as a read."""
         headers = {"Idempotency-Key": uuid4().hex if key is None else key}
         return parsed(resource, await self._answer(self._request("POST", path, headers=headers, **content)))
 

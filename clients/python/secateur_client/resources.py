@@ -193,6 +193,63 @@ class System(Resource):
     broker: bool
 
 
+class Quota(Resource):
+    """`limit` is null for none, `in_use` when it is not known."""
+
+    limit: int | None = None
+    in_use: int | None = None
+
+
+class Quotas(Resource):
+    """What the key's tenant may have, and has."""
+
+    tenant: str
+    queued_jobs: Quota
+    running_jobs: Quota
+    stored_bytes: Quota
+    requests_per_minute: Quota
+
+
+class Webhook(Resource):
+    """An address that is told of what happens to jobs. Its `secret`, for `verify_webhook`, is known to those alone who
+    made it or have just rotated it."""
+
+    id: str
+    url: str
+    events: list[str]
+    description: str | None = None
+    enabled: bool
+    disabled_reason: str | None = None
+    disabled_at: datetime | None = None
+    failing_since: datetime | None = None
+    previous_secret_expires_at: datetime | None = None
+    created_at: datetime
+    secret: str | None = Field(None, repr=False)
+
+
+class Delivery(Resource):
+    """An event on its way to a webhook; `id` is the `webhook-id` of all its attempts."""
+
+    id: str
+    event: str
+    job_id: str | None = None
+    status: str
+    attempts: int = 0
+    next_attempt_at: datetime | None = None
+    last_attempt_at: datetime | None = None
+    response_status: int | None = None
+    error: str | None = None
+    created_at: datetime
+
+
+class WebhookEvent(Resource):
+    """What a webhook is told; `data["job_id"]` is the job's, except in a test."""
+
+    type: str
+    timestamp: datetime
+    data: dict[str, Any]
+
+
 class Page(Resource):
     """One page of any list; `next_cursor` is null on the last."""
 
