@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from app.cli import jobs, keys, processes, tenants
+from app.cli import jobs, keys, processes, tenants, webhooks
 
 application = typer.Typer(
     name="secateur",
@@ -22,6 +22,7 @@ application = typer.Typer(
 )
 processes.register(application)
 jobs.register(application)
+application.add_typer(webhooks.application, name="webhooks", rich_help_panel=jobs.PANEL)
 application.add_typer(keys.application, name="keys")
 application.add_typer(tenants.application, name="tenants")
 

@@ -18,7 +18,21 @@ PANEL = "Talk to a server (SECATEUR_URL, SECATEUR_API_KEY)"
 
 
 def register(application: typer.Typer) -> None:
-    for command in (submit, upload, status, wait, cancel, retry, rerun, delete, download, events, options, system):
+    for command in (
+        submit,
+        upload,
+        status,
+        wait,
+        cancel,
+        retry,
+        rerun,
+        delete,
+        download,
+        events,
+        options,
+        system,
+        quotas,
+    ):
         application.command(rich_help_panel=PANEL)(command)
     application.command("list", rich_help_panel=PANEL)(list_jobs)
 
@@ -218,6 +232,17 @@ def system(as_json: AsJson = False, state_dir: StateDir = STATE_DIR) -> None:
         return show_json(found.as_json())
     show(system_facts(found))
     return show(workers_table(found)) if found.workers else None
+
+
+def quotas(as_json: AsJson = False, state_dir: StateDir = STATE_DIR) -> None:
+    """Show what the key's tenant may have, and has."""
+    from app.cli.connection import connect
+    from app.cli.consoles import show, show_json
+    from app.cli.tables import quotas_facts
+
+    with connect(state_dir) as client:
+        found = client.quotas()
+    show_json(found.as_json()) if as_json else show(quotas_facts(found))
 
 
 def _follow(client: Client, job_id: str) -> Job:

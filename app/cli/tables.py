@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
@@ -12,11 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from app.core.limits import spelt
-from secateur_client import Artifact, Event, Job, System, Validation
+from secateur_client import Artifact, Delivery, Event, Job, Quota, Quotas, System, Validation, Webhook
 
 STATUS_STYLES = {
     "waiting": "yellow",
     "queued": "yellow",
+    "pending": "yellow",
     "running": "cyan",
     "cancelling": "yellow",
     "succeeded": "green",
@@ -73,7 +74,9 @@ def percent(share: float) -> str:
 def size(count: int) -> str:
     if count < 1_000:
         return f"{count} B"
-    return f"{count / 1e3:.1f} kB" if count < 1_000_000 else f"{count / 1e6:.2f} MB"
+    if count < 1_000_000:
+        return f"{count / 1e3:.1f} kB"
+    return f"{count / 1e6:.2f} MB" if count < 1_000_000_000 else f"{count / 1e9:.2f} GB"
 
 
 def _facts(rows: Iterable[tuple[str, Any]]) -> Table:
@@ -210,6 +213,61 @@ def validation_facts(validation: Validation) -> Table:
 
 def _grouped(count: int | None) -> str | None:
     return None if count is None else f"{count:,}"
+
+
+def quotas_facts(quotas: Quotas) -> Table:
+    return _facts(
+        [
+            ("tenant", quotas.tenant),
+            ("queued jobs", _use(quotas.queued_jobs)),
+            ("running jobs", _use(quotas.running_jobs)),
+            ("stored", _use(quotas.stored_bytes, size)),
+            ("requests in the last minute", _use(quotas.requests_per_minute)),
+        ]
+    )
+
+
+def _use(quota: Quota, spell: Callable[[int], str] = "{:,}".format) -> str:
+    in_use = "not known" if quota.in_use is None else spell(quota.in_use)
+    return f"{in_use}, no limit" if quota.limit is None else f"{in_use} of {spell(quota.limit)}"
+
+
+def webhook_facts(webhook: Webhook) -> Table:
+    overlap = webhook.previous_secret_expires_at
+    return _facts(
+        [
+            ("webhook", webhook.id),
+            ("url", webhook.url),
+            ("events", ", ".join(webhook.events)),
+            ("description", webhook.description),
+            ("state", _webhook_state(webhook)),
+            ("reason", webhook.disabled_reason),
+            ("disabled", clock(webhook.disabled_at) if webhook.disabled_at else None),
+            ("failing since", clock(webhook.failing_since) if webhook.failing_since else None),
+            ("old secret until", clock(overlap) if overlap else None),
+            ("created", clock(webhook.created_at)),
+        ]
+    )
+
+
+def _webhook_state(webhook: Webhook) -> Text:
+    return Text("enabled", style="green") if webhook.enabled else Text("disabled", style="red")
+
+
+def webhooks_table(webhooks: Iterable[Webhook]) -> Table:
+    table = _listing("webhook", "state", "url", folding=["url"])
+    for webhook in webhooks:
+        table.add_row(webhook.id, _webhook_state(webhook), webhook.url)
+    return table
+
+
+def deliveries_table(deliveries: Iterable[Delivery]) -> Table:
+    table = _listing("created", "event\njob", "status\nattempts", "error", folding=["error"])
+    for delivery in deliveries:
+        status = Text(delivery.status, style=STATUS_STYLES.get(delivery.status, "")).append(f"\n{delivery.attempts}")
+        created = f"{delivery.created_at.astimezone():%m-%d %H:%M}"
+        table.add_row(created, f"{delivery.event}\n{delivery.job_id or ''}", status, delivery.error)
+    return table
 
 
 class Use(Protocol):

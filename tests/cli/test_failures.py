@@ -13,7 +13,22 @@ from app.local import Stack
 from tests.cli.conftest import Secateur
 from tests.command import Done
 
-COMMANDS = ("up", "demo", "api", "worker", "migrate", "keys", "tenants", "submit", "status", "list", "wait", "cancel")
+COMMANDS = (
+    "up",
+    "demo",
+    "api",
+    "worker",
+    "migrate",
+    "keys",
+    "tenants",
+    "submit",
+    "status",
+    "list",
+    "wait",
+    "cancel",
+    "webhooks",
+    "quotas",
+)
 HEAVY = ("torch", "worker", "sqlalchemy", "celery", "fastapi", "uvicorn", "httpx", "app.local", "app.db")
 
 
