@@ -22,7 +22,14 @@ from app.contract.job import MAX_LABELS, Label
 from app.contract.patch import JobPatch
 from app.contract.spec import AnySpec
 from app.contract.webhooks import NewWebhook, WebhookPatch
-from app.core.errors import Forbidden, InvalidParameter, Unauthenticated, UnexpectedBody, UnsupportedMediaType
+from app.core.errors import (
+    Forbidden,
+    InvalidParameter,
+    Unauthenticated,
+    UnexpectedBody,
+    UnsupportedContentCoding,
+    UnsupportedMediaType,
+)
 from app.core.limits import UNLIMITED
 from app.core.logging import note
 from app.core.pace import Pace
@@ -174,10 +181,18 @@ IdempotencyKey = Annotated[
 ]
 
 
+def media_type_of(request: Request, unless_told: str) -> str:
+    """What the body is. Raises UnsupportedContentCoding."""
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() != "identity":
+        raise UnsupportedContentCoding(coding)
+    return request.headers.get("content-type", unless_told).partition(";")[0].strip().lower()
+
+
 async def _json_body(request: Request, what: str) -> bytes:
     """Pydantic reads the bytes itself: its JSON parser bounds depth and refuses surrogates, where Python's would let
     NaN through and recurse."""
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    media_type = media_type_of(request, unless_told="application/json")
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise UnsupportedMediaType(f"Send the {what} as application/json, not as {media_type[:64]!r}.")
     return await request.body()

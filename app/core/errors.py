@@ -3,7 +3,7 @@
 SecateurError
 ├── Malformed 400: InvalidCursor · Unauthenticated 401 · Forbidden 403 · RequestTimeout 408: BodyStalled
 ├── PayloadTooLarge 413 · TooDeep 413
-├── UnsupportedMediaType 415 · RangeBeyondEnd 416
+├── UnsupportedMediaType 415: UnsupportedContentCoding · RangeBeyondEnd 416
 ├── NotFound 404: JobNotFound, ArtifactNotFound, DatasetNotFound, WebhookNotFound, DeliveryNotFound
 ├── Conflict 409: JobNotCancellable, JobNotRetryable, UploadNotKept, SourceNotFinished, SourceHasNoResult,
 │   JobNotDone, JobInUse, JobHasNoReport, TooManyWebhooks, WebhookDisabled
@@ -214,6 +214,13 @@ class RangeBeyondEnd(SecateurError):
 
 class UnsupportedMediaType(SecateurError):
     status, code, title = 415, "unsupported_media_type", "Unsupported media type"
+
+
+class UnsupportedContentCoding(UnsupportedMediaType):
+    headers = MappingProxyType({"Accept-Encoding": "identity"})
+
+    def __init__(self, coding: str) -> None:
+        super().__init__(f"Send the body as it is, without Content-Encoding: {coding[:64]!r} is not undone here.")
 
 
 class InvalidSpec(SecateurError):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import json
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,9 +16,26 @@ T = TypeVar("T")
 def parsed(document: bytes, adapter: TypeAdapter[T], refusal: type[SecateurError], what: str) -> T:
     """Raises Malformed, TooDeep, or the refusal with an entry a field."""
     try:
-        return adapter.validate_json(document)
+        value = adapter.validate_json(document)
     except ValidationError as error:
         raise refused(explain(error, adapter), refusal, what) from error
+    refuse_repeated_keys(document)
+    return value
+
+
+def refuse_repeated_keys(document: bytes | str) -> None:
+    """Raises Malformed where pydantic took the last of two values without a word. The document is one that it has
+    accepted: Python's parser bounds neither depth nor the length of a key."""
+    json.loads(document, object_pairs_hook=_distinct)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise Malformed(f"The key {key!r} is given twice in one object. Send each once.")
+        found[key] = value
+    return found
 
 
 def refused(found: list[FieldError], refusal: type[SecateurError], what: str) -> SecateurError:

@@ -43,16 +43,18 @@ from app.contract.uploads import ImportSpec
 from app.core.errors import InvalidSpec, SecateurError, SourceHasNoResult, SourceNotFinished
 from app.core.times import rfc_3339
 from app.db import jobs
-from app.services.parsing import refused
+from app.services.parsing import refuse_repeated_keys, refused
 
 
 def parse(document: bytes | str) -> AnySpec:
     """A spec from a request's body. Raises Malformed, or InvalidSpec with an entry a field."""
     try:
-        return parse_spec(document)
+        spec = parse_spec(document)
     except ValidationError as error:
         _refuse_import(error)
         raise refused(explain(error, SPEC), InvalidSpec, "spec") from error
+    refuse_repeated_keys(document)
+    return spec
 
 
 def _refuse_import(error: ValidationError) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -72,6 +73,27 @@ def test_what_is_no_json_is_malformed(idle_http: httpx.Client, body: bytes) -> N
     answer = idle_http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
 
     assert "UTF-8" in problem(answer, 400, "malformed_request")["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "key"),
+    [
+        ("/v1/jobs", b'{"kind": "train", "kind": "train", "dataset": {"name": "digits"}}', "kind"),
+        (
+            "/v1/jobs",
+            b'{"kind": "train", "dataset": {"name": "digits"}, "training": {"epochs": 1, "epochs": 5}}',
+            "epochs",
+        ),
+        ("/v1/jobs", b'{"kind": "train", "dataset": {"name": "digits"}, "labels": {"a": "1", "\\u0061": "2"}}', "a"),
+        ("/v1/webhooks", b'{"url": "https://a.example", "url": "https://b.example", "events": ["job.failed"]}', "url"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused_by_name(
+    idle_http: httpx.Client, path: str, body: bytes, key: str
+) -> None:
+    answer = idle_http.post(path, content=body, headers={"Content-Type": "application/json"})
+
+    assert f"The key {key!r} is given twice" in problem(answer, 400, "malformed_request")["detail"]
 
 
 @pytest.mark.parametrize("body", [b'{"a":' * 5_000 + b"1" + b"}" * 5_000, b"[" * 100_000], ids=["object", "list"])
@@ -207,6 +229,18 @@ def test_another_media_type_is_refused(idle_http: httpx.Client) -> None:
     answer = idle_http.post("/v1/jobs", content=b"kind: train", headers={"Content-Type": "application/yaml"})
 
     problem(answer, 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/webhooks", "/v1/checkpoints", "/v1/datasets"])
+def test_a_body_that_is_coded_is_refused_with_what_to_do(idle_http: httpx.Client, path: str) -> None:
+    media_type = "application/json" if path in ("/v1/jobs", "/v1/webhooks") else "application/octet-stream"
+    headers = {"Content-Type": media_type, "Content-Encoding": "gzip"}
+    answer = idle_http.post(path, content=gzip.compress(json.dumps(train_spec()).encode()), headers=headers)
+
+    assert "without Content-Encoding" in problem(answer, 415, "unsupported_media_type")["detail"]
+    assert answer.headers["Accept-Encoding"] == "identity"
+    plain = idle_http.post("/v1/jobs", json={}, headers={"Content-Encoding": "Identity"})
+    problem(plain, 422, "invalid_spec")
 
 
 def test_a_body_where_none_is_taken_is_refused_and_nothing_is_done(idle_http: httpx.Client, queued: str) -> None:

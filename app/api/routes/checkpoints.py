@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.api import resources
 from app.api.accepted import Told, accepted_upload, refuse_upload_early
-from app.api.deps import IdempotencyKey, LabelPairs, PartsDep, WriterDep, labels_of, make_router
+from app.api.deps import IdempotencyKey, LabelPairs, PartsDep, WriterDep, labels_of, make_router, media_type_of
 from app.api.openapi import ACCEPTED, CHECKPOINT_BODY, problems
 from app.api.schemas import Job
 from app.contract.job import DisplayName
@@ -68,6 +68,6 @@ def _told(row: JobRow) -> Told:
 
 
 def _refuse_other_media_type(request: Request) -> None:
-    given = request.headers.get("content-type", MEDIA_TYPE).partition(";")[0].strip().lower()
+    given = media_type_of(request, unless_told=MEDIA_TYPE)
     if given != MEDIA_TYPE:
         raise UnsupportedMediaType(f"Send the file itself as {MEDIA_TYPE}, not as {given[:64]!r}.")

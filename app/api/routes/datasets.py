@@ -20,6 +20,7 @@ from app.api.deps import (
     WriterDep,
     labels_of,
     make_router,
+    media_type_of,
 )
 from app.api.openapi import ACCEPTED, DATASET_BODY, PAGE, problems, with_headers
 from app.api.routes.jobs import MOST, Limit, link_next
@@ -82,10 +83,9 @@ def _told(row: JobRow) -> Told:
 
 def _boundary(request: Request) -> bytes | None:
     """Of a form; None of a file alone."""
-    given = request.headers.get("content-type", _FILE[0])
-    media_type = given.partition(";")[0].strip().lower()
+    media_type = media_type_of(request, unless_told=_FILE[0])
     if media_type == _FORM:
-        return boundary_of(given)
+        return boundary_of(request.headers["content-type"])
     if media_type not in _FILE:
         raise UnsupportedMediaType(f"Send {' or '.join((*_FILE, _FORM))}, not {media_type[:64]!r}.")
     return None
