@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-# Printable and single-line: these end up in logs, headers and terminals.
-_PRINTABLE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
+UNPRINTABLE: Final = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
+"""Control characters, ends of lines, and what turns the direction of the text that follows, as characters of a class:
+names end up in logs, headers, terminals and pictures."""
+
+_PRINTABLE = f"[^{UNPRINTABLE}]"
 _LABEL_KEY = r"[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?"
 _JOB_ID = r"job_[0-9a-f]{32}"
 
@@ -24,7 +27,7 @@ SHA256: Final = "^[0-9a-f]{64}$"
 WEBHOOK_URL: Final = "^https?://"
 IDEMPOTENCY_KEY: Final = "^[!-~]*$"
 
-_ONE_LINE = "write one line, without control characters"
+_ONE_LINE = "write one line, without control characters and signs that turn the direction of text"
 _KEY = "1 to 63 of a-z, 0-9, '.', '_', '-' and '/', with a letter or a digit at both ends"
 
 IN_WORDS: Mapping[str, str] = MappingProxyType(

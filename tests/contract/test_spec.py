@@ -206,12 +206,14 @@ def test_every_tensor_may_be_drawn_and_none_need_be() -> None:
     assert parse_spec(_with(TRAIN, "histogram.tensors", []))
 
 
-@pytest.mark.parametrize("name", ["a", "x" * 128, "Ünë 🙂 漢字"])
+@pytest.mark.parametrize("name", ["a", "x" * 128, "Ünë 🙂 漢字", "שלום\u200f!"])
 def test_a_name_is_any_printable_line(name: str) -> None:
     assert parse_spec(_with(TRAIN, "display_name", name)).display_name == name
 
 
-@pytest.mark.parametrize("name", ["", "x" * 129, "two\nlines", "bell\x07", "sep\u2028", "nul\x00"])
+@pytest.mark.parametrize(
+    "name", ["", "x" * 129, "two\nlines", "bell\x07", "sep\u2028", "nul\x00", "\u202egpj.exe", "\u2066a"]
+)
 def test_a_name_is_one_line_of_bounded_length(name: str) -> None:
     assert _codes(_with(TRAIN, "display_name", name))
 

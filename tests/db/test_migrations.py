@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
@@ -11,10 +12,11 @@ from alembic.migration import MigrationContext
 from psycopg import sql
 from sqlalchemy import Connection, text
 
+from app.contract.spec import parse_stored
 from app.contract.status import Status
 from app.db import jobs, metrics, migrate, session
 from app.db.migrate import downgrade, upgrade
-from app.db.models import Base
+from app.db.models import Base, JobRow
 from app.db.session import make_engine, make_sessions
 from tests.db.conftest import Jobs
 from tests.waiting import wait_until
@@ -142,6 +144,28 @@ def test_going_back_cancels_sweeps_that_wait_and_leaves_their_members(empty: Cal
     assert found == {sweep.id: "cancelled"} | dict.fromkeys(sweep.members, "queued")
     upgrade(url)
     assert made.events(sweep.id) == ["waiting", "cancelled"]
+    engine.dispose()
+
+
+def test_names_that_no_spec_may_hold_any_more_are_mended(empty: Callable[[], str]) -> None:
+    url = empty()
+    upgrade(url)
+    engine = make_engine(url)
+    made = Jobs(make_sessions(engine))
+    job_id = made.in_state(Status.FAILED)
+    downgrade(url, "0011")
+    turned = {"display_name": "\u202ea", "labels": {"b": "c\u2066"}}
+    with engine.begin() as connection:
+        new = (
+            "UPDATE jobs SET display_name = :name, labels = CAST(:labels AS jsonb), spec = spec || CAST(:spec AS jsonb)"
+        )
+        values = {"name": turned["display_name"], "labels": json.dumps(turned["labels"]), "spec": json.dumps(turned)}
+        connection.execute(text(new), values)
+    upgrade(url)
+    with made.sessions() as session:
+        row = session.get_one(JobRow, job_id)
+        spec = parse_stored(row.spec)
+    assert (row.display_name, row.labels) == (spec.display_name, spec.labels) == ("\ufffda", {"b": "c\ufffd"})
     engine.dispose()
 
 

@@ -239,6 +239,7 @@ WRONG: dict[str, tuple[bytes | Mapping[str, bytes], str]] = {
     "a way up": (zipped({"train/../../x.png": b""}), "expected plain relative names"),
     "a backslash": (zipped({"train\\a\\x.png": b""}), "expected plain relative names"),
     "a control character": (zipped({"train/a\n/x.png": b""}), "expected plain relative names"),
+    "a turn of direction": (zipped({"train/a\u202eb/x.png": b""}), "expected plain relative names"),
     "a link": (_linked(), "is a link, expected a file"),
     "another layout": (zipped({"mine/train/a/x.png": b""}), "expected train/CLASS/NAME.png"),
     "another file": (zipped({**FOLDERS, "train/a/x.txt": b""}), "holds 'train/a/x.txt'"),

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from app.contract import patterns
 from app.contract.datasets import MAX_IMAGES, MAX_VALUES, DatasetPart
 from app.contract.network import MOST_CLASSES, MOST_SIDE
 from app.contract.uploads import DatasetImportSpec, UploadedFile
@@ -50,7 +51,7 @@ MAX_INFLATED = 4 << 30
 _MODES = ("L", "RGB")
 _ENCRYPTED = 0x1
 _GZIP = b"\x1f\x8b"
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_UNPRINTABLE = re.compile(f"[{patterns.UNPRINTABLE}]")
 _OBJECT = re.compile(r":? <[^<>]* at 0x[0-9a-f]+>")
 _IMAGE_PATH = re.compile(r"(train|test)/([^/]{1,128})/[^/]{1,128}\.(?:png|jpe?g)", re.IGNORECASE)
 _LAYOUT = "expected train/CLASS/NAME.png (or .jpg) and test/CLASS/NAME.png"
@@ -168,7 +169,7 @@ def _archive(upload: Path) -> Content:
 
 def _refuse_odd(entry: zipfile.ZipInfo) -> None:
     name = entry.filename
-    if name.startswith("/") or "\\" in name or ".." in name.split("/") or _CONTROL.search(name):
+    if name.startswith("/") or "\\" in name or ".." in name.split("/") or _UNPRINTABLE.search(name):
         raise InvalidDataset(f"the zip holds {name[:64]!r}, expected plain relative names")
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise InvalidDataset(f"{name[:64]!r} in the zip is a link, expected a file")
