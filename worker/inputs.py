@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from app.contract.artifacts import DATASET
+from app.contract.artifacts import DATASET, MANIFEST
 from app.contract.spec import CompareSpec, StoredSpec, SweepSpec, checkpoints
 from app.contract.status import Status
 from app.contract.uploads import UploadSpec
@@ -18,7 +18,7 @@ from app.storage import ArtifactStore, is_intact
 from worker.engine.errors import InvalidInput
 from worker.engine.frontier import REPORT, MemberJob
 
-COMPARED_FILES = ("report.json", "histogram.json", "manifest.json")
+COMPARED_FILES = ("report.json", "histogram.json", MANIFEST)
 
 DELETED = "deleted"
 """What has become of a member that is gone."""
@@ -48,7 +48,7 @@ def needs(spec: StoredSpec, found: Sequence[MemberJob]) -> Needs:
     for ref in checkpoints(spec):
         needed.setdefault(ref.job_id, []).append(ref.artifact)
     if spec.dataset is not None and spec.dataset.id is not None:
-        needed[spec.dataset.id] = [DATASET]
+        needed[spec.dataset.id] = [DATASET, MANIFEST]
     return needed
 
 

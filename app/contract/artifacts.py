@@ -33,6 +33,8 @@ _ONNX = "application/onnx"
 DATASET = "dataset.safetensors"
 """All arrays of an uploaded data set, as later jobs read them."""
 
+MANIFEST = "manifest.json"
+
 ARTIFACTS: dict[str, ArtifactKind] = {
     "model.safetensors": ArtifactKind("checkpoint", _SAFETENSORS),
     "model.pt": ArtifactKind("checkpoint", "application/vnd.pytorch"),
@@ -54,5 +56,5 @@ ARTIFACTS: dict[str, ArtifactKind] = {
     "frontier.csv": ArtifactKind("frontier", "text/csv; charset=utf-8"),
     "frontier.png": ArtifactKind("frontier", _PNG),
     DATASET: ArtifactKind("dataset", _SAFETENSORS),
-    "manifest.json": ArtifactKind("manifest", _JSON),
+    MANIFEST: ArtifactKind("manifest", _JSON),
 }

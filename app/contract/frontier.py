@@ -55,6 +55,7 @@ class FrontierMember(_Document):
 class Frontier(_Document):
     version: Literal[1] = 1
     dataset: str
+    dataset_name: str | None = Field(None, description="As the members' reports have it.")
     axes: tuple[str, ...] = Field(description="Which of widths, strength, threshold, sparsity, keep and seed vary.")
     members: tuple[FrontierMember, ...]
     front: tuple[int, ...] = Field(description="Numbers of the members on the front, the fewest non-zeros first.")

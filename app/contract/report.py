@@ -147,6 +147,7 @@ class Report(_Document):
     channels: tuple[int, int, int]
     hidden: int
     dataset: str
+    dataset_name: str | None = Field(None, description="Of an uploaded data set: the one that came with the upload.")
     penalty: str | None
     strength: float | None
     method: str | None
@@ -273,8 +274,7 @@ class Receipt(_Document):
     dataset: str | None
     dataset_sha256: str | None
     inputs: dict[str, str] = Field(
-        description="sha256 of each checkpoint, report or data set read, by job_id/artifact; of an uploaded file, by "
-        "`upload`."
+        description="sha256 of each file read of other jobs, by job_id/artifact; of an uploaded file, by `upload`."
     )
     versions: dict[str, str]
     device: str

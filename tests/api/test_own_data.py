@@ -53,7 +53,9 @@ def test_a_network_is_trained_and_pruned_on_it(http: httpx.Client, mine: Documen
         assert (job["result"]["dataset"], job["result"]["dataset_sha256"]) == (mine["id"], mine["sha256"])
         receipt = json.loads(_artifact(http, job, "manifest.json"))["receipt"]
         assert (receipt["dataset"], receipt["dataset_sha256"]) == (mine["id"], mine["sha256"])
-        assert f"{mine['id']}/dataset.safetensors" in receipt["inputs"]
+        assert {f"{mine['id']}/{name}" for name in ("dataset.safetensors", "manifest.json")} <= receipt["inputs"].keys()
+        report = json.loads(_artifact(http, job, "report.json"))
+        assert (report["dataset"], report["dataset_name"]) == (mine["id"], "mine")
         state = load(_artifact(http, job, "model.safetensors"))
         assert (state["layer1.0.weight"].shape, state["fc1.weight"].shape) == ((3, 3, 5, 5), (6, 5 * 3 * 2))
         images = CONTENT["test_images"].transpose(0, 3, 1, 2).astype(np.float32) / 255

@@ -145,6 +145,8 @@ def test_every_tensor_gets_a_row(plain: Run, one: Histogram) -> None:
         ({"kind": "prune"}, "digits, pruned at θ = 0.01: "),
         ({"method": None}, "digits, no penalty, not pruned: "),
         ({"dataset": UPLOADED}, "data set …8d2c5b71, no penalty, pruned at θ = 0.01: "),
+        ({"dataset": UPLOADED, "dataset_name": "fruit"}, "data set “fruit”, no penalty, pruned at θ = 0.01: "),
+        ({"dataset": UPLOADED, "dataset_name": "漢字"}, "data set …8d2c5b71, no penalty, pruned at θ = 0.01: "),
     ],
     ids=str,
 )

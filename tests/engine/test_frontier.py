@@ -99,6 +99,15 @@ def test_a_sweep_leaves_its_files_and_says_where_each_figure_is_from(bench: Benc
     assert run.heard.steps == [(0, 2, "members"), (1, 2, "members")]
 
 
+def test_an_uploaded_data_set_is_called_as_in_the_reports(plain: Run, tmp_path: Path) -> None:
+    named = plain.report.model_copy(update={"dataset": UPLOADED, "dataset_name": "fruit"})
+    own = train_spec(dataset={"id": UPLOADED})
+    frontier = _frontier(Bench(named, tmp_path).run({"thresholds": [0.1, 0.2]}, [LOST, Told(500, 80)], base=own))
+    with watched() as drawn:
+        draw_frontier(frontier, None)
+    assert drawn.headline.startswith("data set “fruit”: accuracy")
+
+
 def test_the_front_are_those_to_which_none_is_superior(bench: Bench) -> None:
     told = [Told(900, 90), Told(500, 80), Told(600, 80), Told(400, 70), Told(300, 70)]
     frontier = _frontier(bench.run(THRESHOLDS, told))

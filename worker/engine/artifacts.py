@@ -28,6 +28,8 @@ class Outcome:
     model: ModelSpec
     shape: DataShape
     """Of the data set."""
+    dataset_name: str | None
+    """Of one that was uploaded."""
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
     mask: Mask | None
@@ -89,6 +91,7 @@ def _report(spec: TrainSpec | PruneSpec, outcome: Outcome, exported: Exports, si
         channels=outcome.model.channels,
         hidden=outcome.model.hidden,
         dataset=spec.dataset.called,
+        dataset_name=outcome.dataset_name,
         penalty=penalty and penalty.penalty,
         strength=penalty and penalty.strength,
         method=pruning and pruning.method,

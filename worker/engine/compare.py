@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from app.contract.artifacts import MANIFEST
 from app.contract.report import ComparedJob, Comparison, Histogram, Manifest, Report
 from worker.engine.drawing import draw_comparison
 from worker.engine.errors import InvalidInput
@@ -18,7 +19,7 @@ _Document = TypeVar("_Document", bound=BaseModel)
 
 def read_jobs(jobs: Sequence[str], inputs: Mapping[str, Path]) -> tuple[Comparison, dict[str, str]]:
     """The comparison, and the sha256 of every document read, by job_id/artifact. Raises `InvalidInput`."""
-    names = ("report.json", "histogram.json", "manifest.json")
+    names = ("report.json", "histogram.json", MANIFEST)
     comparison = Comparison(jobs=tuple(_read_job(job_id, inputs[job_id]) for job_id in jobs))
     return comparison, {f"{job_id}/{name}": file_sha256(inputs[job_id] / name) for job_id in jobs for name in names}
 
@@ -28,13 +29,18 @@ def comparison_files(comparison: Comparison) -> dict[str, bytes]:
 
 
 def _read_job(job_id: str, folder: Path) -> ComparedJob:
-    display_name = read_document(Manifest, job_id, folder / "manifest.json").receipt.spec.get("display_name")
     return ComparedJob(
         job_id=job_id,
-        display_name=display_name if isinstance(display_name, str) else None,
+        display_name=name_of(job_id, folder),
         report=read_document(Report, job_id, folder / "report.json"),
         histogram=read_document(Histogram, job_id, folder / "histogram.json"),
     )
+
+
+def name_of(job_id: str, folder: Path) -> str | None:
+    """What a job was called when it was submitted. Raises `InvalidInput`."""
+    name = read_document(Manifest, job_id, folder / MANIFEST).receipt.spec.get("display_name")
+    return name if isinstance(name, str) else None
 
 
 def read_document(document: type[_Document], job_id: str, path: Path) -> _Document:

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from app.contract.datasets import DATASETS
+from app.contract.frontier import Frontier
 from app.contract.report import (
     ComparedJob,
     Comparison,
@@ -75,7 +76,7 @@ def draw_histogram(histogram: Histogram, report: Report, title: str | None) -> b
 def draw_sensitivity(sensitivity: Sensitivity, report: Report, title: str | None) -> bytes:
     """A PNG with a line for each weight tensor: accuracy against its sparsity, all others whole."""
     where = f"accuracy on {sensitivity.count:,} {sensitivity.images} images"
-    what = f"{data_set(report.dataset)}: {where}, one layer pruned alone"
+    what = f"{data_set(report)}: {where}, one layer pruned alone"
     words = headline((writable(title), what), _NARROW - 2 * EDGE)
     figure = Figure(figsize=(_NARROW, 4.2 + LINE * lines_of(words)), dpi=DPI, layout="constrained")
     figure.set_facecolor("white")
@@ -101,7 +102,7 @@ def _headline(title: str | None, report: Report) -> str:
     trained = f"{_penalty(report.penalty)} penalty β = {report.strength:g}" if report.penalty else "no penalty"
     pruned = _pruned(report)
     done = (trained, pruned) if report.kind == "train" else (pruned,)
-    how = ", ".join((data_set(report.dataset), *done))
+    how = ", ".join((data_set(report), *done))
     accuracy = f"accuracy {_percent(report.accuracy_before.accuracy)}"
     if report.method is not None:
         accuracy += f" → {_percent(report.accuracy_after.accuracy)}"
@@ -109,9 +110,12 @@ def _headline(title: str | None, report: Report) -> str:
     return headline((writable(title), f"{how}: {accuracy}"), _WIDTH - 2 * EDGE)
 
 
-def data_set(called: str) -> str:
-    """One that was uploaded has a job's id in place of a name."""
-    return called if called in DATASETS else f"data set {_end(called)}"
+def data_set(of: Report | Frontier) -> str:
+    """One that was uploaded has a job's id in the place of a name, and maybe a name, which any other may have too."""
+    if of.dataset in DATASETS:
+        return of.dataset
+    name = writable(of.dataset_name)
+    return f"data set {_end(of.dataset)}" if name is None else f"data set “{name}”"
 
 
 def _end(job_id: str) -> str:
@@ -286,7 +290,8 @@ def _name(job: ComparedJob) -> str:
     penalty = [f"{_penalty(report.penalty)} β = {report.strength:g}"] if report.penalty else []
     pruning = [f"θ = {report.threshold:g}" if report.threshold is not None else report.method or "not pruned"]
     # A line is broken between these, not within them.
-    done = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in [data_set(report.dataset), *penalty, *pruning])
+    parts = [cut(data_set(report), _LABEL, TICK), *penalty, *pruning]
+    done = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
     return f"{cut(name, _LABEL, TICK)}\n{wrapped(done, _LABEL, TICK)}"
 
 

@@ -36,7 +36,8 @@ def read_frontier(
 ) -> tuple[Frontier, dict[str, str]]:
     """The frontier of `jobs`, which are those of the members in the grid's order, and the sha256 of every report read,
     by job_id/artifact. Raises `InvalidInput`, or `NoMemberSucceeded` when there is nothing to put side by side."""
-    if not any(job.status == Status.SUCCEEDED for job in jobs):
+    read = [job.job_id for job in jobs if job.status == Status.SUCCEEDED]
+    if not read:
         raise NoMemberSucceeded(_why_none(jobs))
     found, specs = [], [member.spec for member in members(spec)]
     for number, (job, member) in enumerate(zip(jobs, specs, strict=True)):
@@ -45,12 +46,13 @@ def read_frontier(
     front = _front([member for member in found if member.outcome is not None])
     frontier = Frontier(
         dataset=spec.base.dataset.called,
+        # A member's own: the data set may be deleted by now.
+        dataset_name=read_document(Report, read[0], inputs[read[0]] / REPORT).dataset_name,
         axes=tuple(spec.grid.axes),
         members=tuple(member.model_copy(update={"on_front": member.number in front}) for member in found),
         front=front,
         same_shape=of_same_shape(specs),
     )
-    read = [job.job_id for job in jobs if job.status == Status.SUCCEEDED]
     return frontier, {f"{job_id}/{REPORT}": file_sha256(inputs[job_id] / REPORT) for job_id in read}
 
 

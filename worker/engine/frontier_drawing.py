@@ -97,7 +97,7 @@ def _headline(frontier: Frontier, title: str | None, means: Mapping[Series, Sequ
     images = next(member.outcome.test_images for member in frontier.members if member.outcome is not None)
     of = f"accuracy on {images:,} test images against non-zeros"
     count = len(frontier.members)
-    what = f"{data_set(frontier.dataset)}: {of}, {count} {'member' if count == 1 else 'members'}"
+    what = f"{data_set(frontier)}: {of}, {count} {'member' if count == 1 else 'members'}"
     lost = Counter(member.status for member in frontier.members if member.outcome is None)
     several = any(len(mean.points) > 1 for points in means.values() for mean in points)
     notes = ["pale: single seeds, strong: their means"] if several else []

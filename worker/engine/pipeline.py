@@ -11,7 +11,7 @@ from typing import NamedTuple, Required, TypedDict, Unpack
 
 import torch
 
-from app.contract.artifacts import DATASET
+from app.contract.artifacts import DATASET, MANIFEST
 from app.contract.network import Ends
 from app.contract.reference import CheckpointRef
 from app.contract.report import Resume, Sensitivity
@@ -32,7 +32,7 @@ from app.contract.training import TrainingSpec
 from app.contract.uploads import DatasetImportSpec, ImportSpec, UploadSpec
 from worker.engine import checkpoint, dataset_file, device, memory
 from worker.engine.artifacts import Outcome, parameters_of
-from worker.engine.compare import comparison_files, read_jobs
+from worker.engine.compare import comparison_files, name_of, read_jobs
 from worker.engine.data import Dataset, DatasetStore, digest
 from worker.engine.dataset_upload import read_apart
 from worker.engine.errors import InvalidCheckpoint, translated
@@ -207,7 +207,8 @@ def _carry_out(
     yield from execute(stages, candidate, progress, at.observer, origin, resumed, beside)
     read = {name: sha256 for each in networks for name, sha256 in each.read.items()}
     if spec.dataset.id is not None:
-        read[f"{spec.dataset.id}/{DATASET}"] = file_sha256(at.inputs[spec.dataset.id] / DATASET)
+        folder = at.inputs[spec.dataset.id]
+        read |= {f"{spec.dataset.id}/{name}": file_sha256(folder / name) for name in (DATASET, MANIFEST)}
     return (yield from _publish(spec, model, candidate, progress, read, resumes, at))
 
 
@@ -236,6 +237,8 @@ def _publish(
     resumes: tuple[Resume, ...],
     at: Workplace,
 ) -> Steps[NetworkResult]:
+    assert spec.dataset is not None
+    own = spec.dataset.id
     told = _sensitivity(spec.sensitivity, candidate, progress, at) if spec.sensitivity is not None else None
     at.observer.enter(Phase.REPORTING)
     after, accuracies, predictions = state_of(candidate.network), progress.accuracies, progress.predictions
@@ -243,6 +246,7 @@ def _publish(
     outcome = Outcome(
         model=model,
         shape=candidate.dataset.shape,
+        dataset_name=None if own is None else name_of(own, at.inputs[own]),
         before=progress.dense or after,
         after=after,
         mask=progress.mask,
