@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import struct
+from itertools import combinations
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
+from app.contract.network import PARAMETER_NAMES
 from app.contract.report import (
     ComparedJob,
     Comparison,
@@ -18,7 +21,8 @@ from app.contract.report import (
 )
 from tests.engine.conftest import Run
 from tests.engine.drawn import watched
-from worker.engine.drawing import COLORS, _headline, _highest, draw_comparison, draw_histogram, draw_sensitivity
+from worker.engine.comparison_drawing import draw_comparison
+from worker.engine.drawing import COLORS, _headline, _highest, draw_histogram, draw_sensitivity
 
 
 @pytest.fixture
@@ -57,8 +61,8 @@ ODD = {
 def _odd() -> Histogram:
     """All of them: one picture costs a second, and a tensor in it little."""
     tensors = tuple(
-        TensorHistogram(name="fc1.weight", total=9, threshold=0.01, before=before, after=after)
-        for before, after in ODD.values()
+        TensorHistogram(name=name, total=9, threshold=0.01, before=before, after=after)
+        for name, (before, after) in zip(PARAMETER_NAMES, ODD.values(), strict=False)
     )
     return Histogram(bins=256, tensors=tensors)
 
@@ -66,11 +70,9 @@ def _odd() -> Histogram:
 @pytest.fixture(scope="module")
 def of_all(plain: Run) -> tuple[int, int]:
     """The size of a picture of all tensors that a network has, odd ones first."""
-    usual = plain.histogram.tensors[0]
-    names = [tensor.name for tensor in plain.report.tensors]
-    odd = _odd().tensors
-    tensors = [*odd, *[usual] * (len(names) - len(odd))]
-    drawn = tuple(each.model_copy(update={"name": name}) for each, name in zip(tensors, names, strict=True))
+    usual, odd = plain.histogram.tensors[0], _odd().tensors
+    others = [usual.model_copy(update={"name": name}) for name in PARAMETER_NAMES[len(odd) :]]
+    drawn = (*odd, *others)
     return _size(draw_histogram(Histogram(bins=256, tensors=drawn), plain.report, "odd"))
 
 
@@ -97,6 +99,8 @@ def test_a_histogram_is_legible_whatever_it_says(plain: Run, title: str | None) 
         draw_histogram(_odd(), _wordy(plain.report), title)
     drawn.assert_is_legible()
     assert drawn.headline.replace("\n", " ").endswith(" of all parameters are zero")
+    for axes in drawn.figure.axes[1::2]:
+        assert len([label for label in axes.get_yticklabels() if label in drawn.texts]) >= 3
 
 
 @pytest.mark.parametrize("title", [None, LONG])
@@ -168,11 +172,12 @@ def test_two_to_eight_jobs_can_be_compared(plain: Run, l1: Run, compared: Run) -
 
 
 def test_a_comparison_is_legible_whatever_it_says(plain: Run) -> None:
-    wordy, undrawn = _wordy(plain.report), Histogram(bins=256, tensors=())
+    wordy = _wordy(plain.report)
     large = {"parameters": 123_456_789, "nonzero_after": 123_456_789}
     totals = [wordy.total.model_copy(update={**large, "sparsity": number / 7}) for number in range(8)]
     reports = [wordy.model_copy(update={"total": total}) for total in totals]
-    jobs = (_job(plain, 0, display_name=LONG, report=report, histogram=undrawn) for report in reports)
+    odd = Histogram(bins=256, tensors=_odd().tensors[::3])
+    jobs = (_job(plain, 0, display_name=LONG, report=report, histogram=odd) for report in reports)
     with watched() as drawn:
         draw_comparison(Comparison(jobs=tuple(jobs)))
     drawn.assert_is_legible()
@@ -184,15 +189,15 @@ def test_a_comparison_is_legible_whatever_it_says(plain: Run) -> None:
 @pytest.mark.parametrize(
     ("thresholds", "marked", "said"),
     [
-        ([0.1, None, 0.2], [(0.1, 0), (0.2, 2)], " (dashed: −θ and θ)"),
-        ([0.1, 0.1, None], [(0.1, 0), (0.1, 1)], " (dashed: −θ and θ)"),
-        ([None, None, None], [], ""),
-        ([9.0, None, None], [], ""),  # out of sight
+        ([0.1, None, 0.2], [{-0.1, 0.1}, set(), {-0.2, 0.2}], " (dashed: −θ and θ)"),
+        ([0.0, 0.1, 0.1], [{0.0}, {-0.1, 0.1}, {-0.1, 0.1}], " (dashed: −θ and θ)"),
+        ([None, None, None], [set(), set(), set()], ""),
+        ([9.0, None, None], [set(), set(), set()], ""),  # out of sight
     ],
-    ids=["two", "the same", "none", "wider than all weights"],
+    ids=["two", "zero and the same", "none", "wider than all weights"],
 )
-def test_a_threshold_is_marked_in_the_colour_of_its_job(
-    plain: Run, thresholds: list[float | None], marked: list[tuple[float, int]], said: str
+def test_a_threshold_is_marked_in_the_strip_of_its_job(
+    plain: Run, thresholds: list[float | None], marked: list[set[float]], said: str
 ) -> None:
     weights = _distribution(-1, 1, [4, 5])
     tensors = [
@@ -203,9 +208,26 @@ def test_a_threshold_is_marked_in_the_colour_of_its_job(
     jobs = (_job(plain, number, histogram=histogram) for number, histogram in enumerate(histograms))
     with watched() as drawn:
         draw_comparison(Comparison(jobs=tuple(jobs)))
-    lines = {(float(np.ravel(line.get_xdata())[0]), line.get_color()) for line in drawn.figure.axes[-1].lines}
-    assert lines == {(end, COLORS[job]) for threshold, job in marked for end in (-threshold, threshold)}
+    strips = drawn.figure.axes[-3:]
+    assert [{float(np.ravel(line.get_xdata())[0]) for line in axes.lines} for axes in strips] == marked
     assert f"fc1.weight, after pruning{said}" in drawn.words
+
+
+def test_each_job_has_a_strip_of_its_own_on_the_same_axes(plain: Run, l1: Run) -> None:
+    undrawn = Histogram(bins=256, tensors=())
+    one = [run.histogram.model_copy(update={"tensors": run.histogram.tensors[1:2]}) for run in (plain, l1)]
+    histograms = (one[0], undrawn, one[1], one[0])
+    with watched() as drawn:
+        draw_comparison(
+            Comparison(jobs=tuple(_job(plain, n, histogram=histogram) for n, histogram in enumerate(histograms)))
+        )
+    strips = drawn.figure.axes[2:]
+    assert [to_hex(strip.patches[0].get_facecolor()).upper() for strip in strips] == 2 * [COLORS[n] for n in (0, 2, 3)]
+    assert len({strip.get_xlim() for strip in strips}) == 1
+    assert [len({strip.get_ylim() for strip in column}) for column in (strips[:3], strips[3:])] == [1, 1]
+    frames = [strip.bbox for strip in strips]
+    assert not any(one.overlaps(other) for one, other in combinations(frames, 2))
+    assert [strip.texts[0].get_text() for strip in strips[:3]] == ["1. job 0", "3. job 2", "4. job 3"]
 
 
 def test_odd_jobs_can_be_compared(plain: Run, l1: Run) -> None:
@@ -235,7 +257,7 @@ def test_a_job_whose_name_cannot_be_written_is_called_by_its_id(plain: Run) -> N
         draw_comparison(Comparison(jobs=tuple(jobs)))
     drawn.assert_is_legible()
     named = [words.partition("\n")[0] for words in drawn.words if "θ = " in words.replace("\xa0", " ")]
-    assert named == ["Ünë θ", *["job …11111111"] * len(UNWRITABLE)]
+    assert named == ["1. Ünë θ", *[f"{number}. job …11111111" for number in range(2, 7)]]
 
 
 def test_odd_tensors_can_be_compared(plain: Run) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from app.contract.artifacts import MANIFEST
 from app.contract.report import ComparedJob, Comparison, Histogram, Manifest, Report
-from worker.engine.drawing import draw_comparison
+from worker.engine.comparison_drawing import draw_comparison
 from worker.engine.errors import InvalidInput
 from worker.engine.export import file_sha256, to_json
 

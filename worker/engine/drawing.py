@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
-from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from app.contract.datasets import DATASETS
 from app.contract.frontier import Frontier
 from app.contract.report import (
-    ComparedJob,
-    Comparison,
     Distribution,
     Histogram,
     Report,
@@ -25,26 +24,22 @@ from app.contract.report import (
     TensorHistogram,
     TensorReport,
 )
-from worker.engine.lettering import FONT, HEADLINE, LINE, columns, cut, headline, width_of, wrapped, writable
+from worker.engine.lettering import FONT, HEADLINE, LINE, columns, headline, writable
+from worker.engine.marks import log_marks
 
 DPI = 110
-_WIDTH = 11.5
+WIDTH = 11.5
 _NARROW = 7.5
 _ROW = 2.6
 EDGE = 0.15
 """Inches that stay free of words on either side."""
 
-_LABEL, _BAR = 1.9, 4.0
-"""Inches: what the name of a job takes beside its bars at most, and the length of a bar of 100 % at least."""
-
-TICK, _IN_BAR = 8.0, 7.5
-"""Sizes of letters, in points."""
+TICK = 8.0
+"""The size of letters, in points."""
 
 _BEFORE, _AFTER, _BAND = "#A9D3F0", "#0072B2", "#EEEEEE"
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart; as many as jobs may be compared.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#9A8B00")
-_DARK = frozenset({"#0072B2", "#D55E00", "#009E73", "#000000"})
-"""Those of them on which white letters can be read."""
 GREY = "#555555"
 _PENALTIES = {
     "l1": "L1",
@@ -53,20 +48,19 @@ _PENALTIES = {
     "l2": "L2",
     "elastic-net": "elastic net",
 }
-_Span = tuple[float, float]
-_LOG_FLOOR = 0.5
+Span = tuple[float, float]
+LOG_FLOOR = 0.5
 """Where bars stand on a log scale, which has no zero: a bar of one weight must still be seen."""
 
 
 def draw_histogram(histogram: Histogram, report: Report, title: str | None) -> bytes:
     """A PNG with one row a tensor, its weights before and after pruning: linear count on the left, log on the right."""
     facts = {tensor.name: tensor for tensor in report.tensors}
-    figure, rows = _figure(len(histogram.tensors), _headline(title, report), layout=None)
-    _lay_out(figure, len(histogram.tensors))
+    figure, rows = _figure(len(histogram.tensors), _headline(title, report))
     for (left, right), tensor in zip(rows, histogram.tensors, strict=True):
         _draw_tensor(left, tensor, log=False)
         _draw_tensor(right, tensor, log=True)
-        _name_row(left, f"{tensor.name}: {_facts(facts[tensor.name])}")
+        entitle(left, f"{tensor.name}: {_facts(facts[tensor.name])}")
     figure.legend(*rows[0][1].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False, fontsize=8)
     rows[-1][0].set_xlabel("value")
     rows[-1][1].set_xlabel("value")
@@ -91,15 +85,14 @@ def draw_sensitivity(sensitivity: Sensitivity, report: Report, title: str | None
     axes.set_xlabel("zeros in the layer's weights, %")
     axes.set_ylabel("accuracy, %")
     axes.set_ylim(bottom=0, top=101)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=TICK)
+    bare(axes)
     ncols = columns(axes.get_legend_handles_labels()[1], _NARROW, 3)
     figure.legend(loc="outside lower center", ncols=ncols, frameon=False, fontsize=8)
     return png(figure)
 
 
 def _headline(title: str | None, report: Report) -> str:
-    trained = f"{_penalty(report.penalty)} penalty β = {report.strength:g}" if report.penalty else "no penalty"
+    trained = f"{penalty_in_words(report.penalty)} penalty β = {report.strength:g}" if report.penalty else "no penalty"
     pruned = _pruned(report)
     done = (trained, pruned) if report.kind == "train" else (pruned,)
     how = ", ".join((data_set(report), *done))
@@ -107,7 +100,7 @@ def _headline(title: str | None, report: Report) -> str:
     if report.method is not None:
         accuracy += f" → {_percent(report.accuracy_after.accuracy)}"
         accuracy += f", {_percent(report.total.sparsity)} of all parameters are zero"
-    return headline((writable(title), f"{how}: {accuracy}"), _WIDTH - 2 * EDGE)
+    return headline((writable(title), f"{how}: {accuracy}"), WIDTH - 2 * EDGE)
 
 
 def data_set(of: Report | Frontier) -> str:
@@ -115,15 +108,15 @@ def data_set(of: Report | Frontier) -> str:
     if of.dataset in DATASETS:
         return of.dataset
     name = writable(of.dataset_name)
-    return f"data set {_end(of.dataset)}" if name is None else f"data set “{name}”"
+    return f"data set {end_of(of.dataset)}" if name is None else f"data set “{name}”"
 
 
-def _end(job_id: str) -> str:
+def end_of(job_id: str) -> str:
     """It tells an id from others; the beginning is the time."""
     return f"…{job_id[-8:]}"
 
 
-def _penalty(name: str) -> str:
+def penalty_in_words(name: str) -> str:
     return _PENALTIES.get(name, name)
 
 
@@ -153,16 +146,17 @@ def _percent(share: float) -> str:
 
 
 def _draw_tensor(axes: Axes, tensor: TensorHistogram, *, log: bool) -> None:
-    floor = _LOG_FLOOR if log else 0.0
+    floor = LOG_FLOOR if log else 0.0
     drawn = {"before": tensor.before} | ({"after": tensor.after} if tensor.after else {})
-    span = _span(drawn.values())
+    span = span_of(drawn.values())
     _mark_threshold(axes, tensor.threshold)
     # The later over the earlier: what stays pale is what pruning took away.
-    outlines = [_stairs(distribution, span) for distribution in drawn.values()]
+    outlines = [stairs(distribution, span) for distribution in drawn.values()]
     for when, (counts, edges), color in zip(drawn, outlines, (_BEFORE, _AFTER), strict=False):
         label = f"{when} pruning" if tensor.after else "not pruned"
-        _add(axes, counts, edges, floor, fill=True, linewidth=0, color=color, label=label)
+        add(axes, counts, edges, floor, fill=True, linewidth=0, color=color, label=label)
     axes.set_xlim(span)
+    scale_values(axes)
     axes.set_ylabel("count, log scale" if log else "count")
     if log:
         _scale_log(axes, floor, max(float(counts.max()) for counts, _ in outlines))
@@ -202,111 +196,7 @@ def _peak(distribution: Distribution) -> str:
     return f"{count:,} at {place}"
 
 
-def draw_comparison(comparison: Comparison) -> bytes:
-    """A PNG: accuracy and sparsity side by side, then one row a tensor with all jobs' weights over each other."""
-    names = list(dict.fromkeys(tensor.name for job in comparison.jobs for tensor in job.histogram.tensors))
-    lines = max(lines_of(_name(job)) for job in comparison.jobs)
-    figure, rows = _figure(
-        1 + len(names),
-        f"Comparison of {len(comparison.jobs)} jobs",
-        first=0.8 + len(comparison.jobs) * (0.08 + 0.145 * lines),
-    )
-    _draw_accuracy(rows[0][0], comparison.jobs)
-    _draw_sparsity(rows[0][1], comparison.jobs)
-    for (left, right), name in zip(rows[1:], names, strict=True):
-        tensors = {
-            color: tensor
-            for job, color in zip(comparison.jobs, COLORS, strict=False)
-            for tensor in job.histogram.tensors
-            if tensor.name == name
-        }
-        before = {color: tensor.before for color, tensor in tensors.items()}
-        after = {color: tensor.after or tensor.before for color, tensor in tensors.items()}
-        span = _span([*before.values(), *after.values()])
-        _draw_densities(left, before, span)
-        _draw_densities(right, after, span)
-        thresholds = {color: tensor.threshold for color, tensor in tensors.items() if tensor.threshold is not None}
-        marked = _mark_thresholds(right, thresholds, span)
-        _name_row(left, f"{name}, before pruning")
-        _name_row(right, f"{name}, after pruning{' (dashed: −θ and θ)' if marked else ''}")
-    if names:
-        rows[-1][0].set_xlabel("value")
-        rows[-1][1].set_xlabel("value")
-    return png(figure)
-
-
-def _draw_accuracy(axes: Axes, jobs: Sequence[ComparedJob]) -> None:
-    before = [100 * job.report.accuracy_before.accuracy for job in jobs]
-    after = [100 * job.report.accuracy_after.accuracy for job in jobs]
-    rows = np.arange(len(jobs))
-    axes.barh(rows - 0.2, before, 0.36, color=COLORS[: len(jobs)], alpha=0.45)
-    axes.barh(rows + 0.2, after, 0.36, color=COLORS[: len(jobs)])
-    for row, figures in enumerate(zip(before, after, strict=True)):
-        for offset, figure, when in zip((-0.2, 0.2), figures, ("before", "after"), strict=True):
-            dark = when == "after" and COLORS[row] in _DARK
-            _write_in_bar(axes, row + offset, figure, f"{figure:.2f} % {when}", dark=dark)
-    _name_bars(axes, jobs)
-    _name_row(axes, "Test accuracy before and after pruning, %")
-
-
-def _draw_sparsity(axes: Axes, jobs: Sequence[ComparedJob]) -> None:
-    shares = [100 * job.report.total.sparsity for job in jobs]
-    axes.barh(np.arange(len(jobs)), shares, 0.6, color=COLORS[: len(jobs)])
-    for row, (share, job) in enumerate(zip(shares, jobs, strict=True)):
-        total = job.report.total
-        words = f"{share:.2f} %: {total.nonzero_after:,} of {total.parameters:,} left"
-        _write_in_bar(axes, row, share, words, dark=COLORS[row] in _DARK)
-    _name_bars(axes, jobs)
-    axes.set_yticklabels([])
-    _name_row(axes, "Sparsity: zeros of all parameters, %")
-
-
-def _write_in_bar(axes: Axes, row: float, length: float, words: str, *, dark: bool) -> None:
-    """Within the bar where it is long enough, else beside it; of a bar in between, where there is room."""
-    written = wrapped(words, 0.46 * _BAR, _IN_BAR)
-    inside = length > 60 or width_of(written, _IN_BAR) > (1 - length / 100) * _BAR - 0.1
-    axes.annotate(
-        written,
-        (length, row),
-        xytext=(-4 if inside else 4, 0),
-        textcoords="offset points",
-        ha="right" if inside else "left",
-        va="center",
-        fontsize=_IN_BAR,
-        color="white" if inside and dark else "black",
-    )
-
-
-def _name_bars(axes: Axes, jobs: Sequence[ComparedJob]) -> None:
-    axes.set_yticks(np.arange(len(jobs)), [_name(job) for job in jobs], parse_math=False)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 100)
-
-
-def _name(job: ComparedJob) -> str:
-    """What it is called, and below it what was done."""
-    report = job.report
-    name = writable(job.display_name) or f"job {_end(job.job_id)}"
-    penalty = [f"{_penalty(report.penalty)} β = {report.strength:g}"] if report.penalty else []
-    pruning = [f"θ = {report.threshold:g}" if report.threshold is not None else report.method or "not pruned"]
-    # A line is broken between these, not within them.
-    parts = [cut(data_set(report), _LABEL, TICK), *penalty, *pruning]
-    done = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
-    return f"{cut(name, _LABEL, TICK)}\n{wrapped(done, _LABEL, TICK)}"
-
-
-def _draw_densities(axes: Axes, by_color: Mapping[str, Distribution], span: _Span) -> None:
-    """Heights are divided by the width of a bin, which differs between jobs."""
-    outlines = [_stairs(distribution, span) for distribution in by_color.values()]
-    floor = _LOG_FLOOR * min(0.01 / float(np.diff(edges).max()) for _, edges in outlines)
-    for color, (counts, edges) in zip(by_color, outlines, strict=True):
-        _add(axes, counts * 0.01 / np.diff(edges), edges, floor, fill=False, color=color, linewidth=1.1)
-    axes.set_xlim(span)
-    axes.set_ylabel("count per 0.01 of value")
-    _scale_log(axes, floor, max(float((counts * 0.01 / np.diff(edges)).max()) for counts, edges in outlines))
-
-
-def _add(axes: Axes, heights: NDArray[np.float64], edges: NDArray[np.float64], floor: float, **style: Any) -> None:
+def add(axes: Axes, heights: NDArray[np.float64], edges: NDArray[np.float64], floor: float, **style: Any) -> None:
     """As `Axes.stairs`, without the limits that it works out for each bar: they are set anyway."""
     axes.add_artist(StepPatch(heights, edges, baseline=floor, **style))
 
@@ -319,21 +209,7 @@ def _mark_threshold(axes: Axes, threshold: float | None) -> None:
         axes.axvline(end, color=GREY, linewidth=0.7, linestyle=(0, (4, 2)), zorder=1)
 
 
-def _mark_thresholds(axes: Axes, by_color: Mapping[str, float], span: _Span) -> bool:
-    """Lines in the jobs' colours, whose dashes take turns where jobs have the same; whether any is in sight."""
-    seen = False
-    for color, threshold in by_color.items():
-        same = [other for other, theirs in by_color.items() if theirs == threshold]
-        period = 6 * len(same)
-        dashes = ((period - 6 * same.index(color)) % period, (4, period - 4))
-        for end in (-threshold, threshold):
-            if span[0] < end < span[1]:
-                axes.axvline(end, color=color, linewidth=1, linestyle=dashes, zorder=3)
-                seen = True
-    return seen
-
-
-def _stairs(distribution: Distribution, span: _Span) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def stairs(distribution: Distribution, span: Span) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Counts, and the edges half-way between the centres. A constant tensor is one bar, wide enough to be seen."""
     centres, counts = np.array(distribution.centres), np.array(distribution.counts, dtype=np.float64)
     step = _step(distribution)
@@ -347,7 +223,7 @@ def _step(distribution: Distribution) -> float:
     return (distribution.max - distribution.min) / (len(distribution.centres) - 1)
 
 
-def _span(distributions: Collection[Distribution]) -> _Span:
+def span_of(distributions: Collection[Distribution]) -> Span:
     """From the least value to the greatest with a margin, whether the marks at ±θ are in sight or not."""
     low, high = min(each.min for each in distributions), max(each.max for each in distributions)
     least = max(1e-6, 1e-3 * max(abs(low), abs(high)))
@@ -355,55 +231,60 @@ def _span(distributions: Collection[Distribution]) -> _Span:
     return low - margin, high + margin
 
 
+def scale_values(axes: Axes) -> None:
+    """Few marks: of values that are close to each other the numbers are long."""
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
 def _scale_linear(axes: Axes, highest: float) -> None:
     axes.set_ylim(0, highest)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def _scale_log(axes: Axes, floor: float, highest: float) -> None:
+    """With a twentieth of room at the top, and over more than a power of ten: there are three whole numbers in it."""
+    top = max(highest * (highest / floor) ** 0.05, 11 * floor)
     axes.set_yscale("log")
-    # Over more than a decade, so that at least one mark has a number; with a twentieth of room at the top.
-    axes.set_ylim(floor, max(highest * (highest / floor) ** 0.05, 11 * floor))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.set_ylim(floor, top)
+    mark(axes.yaxis, log_marks(floor, top, axes.bbox.height / DPI, lambda _: TICK / 72, whole=True), _spelt)
 
 
-def _lay_out(figure: Figure, rows: int) -> None:
-    """By rulers, in inches: every label's size is known here, and a layout engine would draw all of it twice to find
-    out."""
-    width, height = figure.get_size_inches()
-    left, right, top, bottom, between = 0.95, 0.4, height - rows * _ROW + 0.1, 0.75, 0.55
-    axes = (height - top - bottom - (rows - 1) * between) / rows
-    figure.subplots_adjust(
-        left=left / width,
-        right=1 - right / width,
-        top=1 - top / height,
-        bottom=bottom / height,
-        hspace=between / axes,
-        wspace=0.2,
-    )
+def _spelt(count: float) -> str:
+    return f"{count:,.10g}"
 
 
-def _figure(
-    rows: int, words: str, first: float = 0.0, layout: Literal["constrained"] | None = "constrained"
-) -> tuple[Figure, list[tuple[Axes, Axes]]]:
-    """Two columns of axes below `words`; `first` is the least height of the first row, in inches."""
-    heights = [max(first, _ROW), *[_ROW] * (rows - 1)]
-    height = sum(heights) + 0.4 + LINE * lines_of(words)
-    figure = Figure(figsize=(_WIDTH, height), dpi=DPI, layout=layout)
+def _figure(rows: int, words: str) -> tuple[Figure, list[tuple[Axes, Axes]]]:
+    """Two columns of axes below `words`, laid out by rulers: every label's size is known here, and a layout engine
+    would draw all of it twice to find out."""
+    height = rows * _ROW + 0.4 + LINE * lines_of(words)
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI)
     figure.set_facecolor("white")
     head(figure, words)
-    grid = figure.subplots(rows, 2, squeeze=False, height_ratios=heights)
-    for axes in grid.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=TICK)
+    left, right, top, bottom, between = 0.95, 0.4, height - rows * _ROW + 0.1, 0.75, 0.55
+    axes = (height - top - bottom - (rows - 1) * between) / rows
+    places = {"left": left / WIDTH, "right": 1 - right / WIDTH, "top": 1 - top / height, "bottom": bottom / height}
+    grid = figure.subplots(rows, 2, squeeze=False, gridspec_kw={**places, "hspace": between / axes, "wspace": 0.2})
+    for each in grid.flat:
+        bare(each)
     return figure, [(left, right) for left, right in grid]
 
 
-def _name_row(axes: Axes, words: str) -> None:
+def bare(axes: Axes) -> None:
+    """Without the sides that have no marks."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=TICK)
+
+
+def mark(axis: Axis, marks: Sequence[float], spelt: Callable[[float], str]) -> None:
+    """There and nowhere else."""
+    axis.set_major_locator(FixedLocator(marks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: spelt(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def entitle(axes: Axes, words: str) -> None:
     axes.set_title(words, loc="left", fontsize=9, fontweight="bold", parse_math=False)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
@@ -12,15 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import Bbox, BboxBase, IdentityTransform
 
 from app.contract.frontier import Frontier, FrontierMember, MemberOutcome, MemberSettings
-from worker.engine.drawing import COLORS, DPI, EDGE, GREY, TICK, data_set, head, lines_of, png
+from worker.engine.drawing import COLORS, DPI, EDGE, GREY, TICK, bare, data_set, head, lines_of, mark, png
 from worker.engine.lettering import LINE, columns, headline, width_of, writable
 from worker.engine.marks import log_marks
 
@@ -305,20 +303,13 @@ def _scale(axes: Axes, shown: Sequence[_Point]) -> None:
     axes.set_yscale("log")
     axes.set_xlim(fewest, most)
     axes.set_ylim(worst, best)  # the good ones above
-    _mark(axes.xaxis, _whole_marks(fewest, most), _spelt_amount)
-    _mark(axes.yaxis, log_marks(best, min(worst, 100.0), _UP, lambda _: TICK / 72), _spelt_accuracy)
+    mark(axes.xaxis, _whole_marks(fewest, most), _spelt_amount)
+    mark(axes.yaxis, log_marks(best, min(worst, 100.0), _UP, lambda _: TICK / 72), _spelt_accuracy)
     axes.set_xlabel("non-zeros of the network (log scale)")
     axes.set_ylabel("accuracy, % (log scale of the error)")
     axes.grid(True, color="#EEEEEE", lw=0.8, zorder=0)
     axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=TICK)
-
-
-def _mark(axis: Axis, marks: Sequence[float], spelt: Callable[[float], str]) -> None:
-    axis.set_major_locator(FixedLocator(marks))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: spelt(value)))
-    axis.set_minor_locator(NullLocator())
+    bare(axes)
 
 
 def _whole_marks(low: float, high: float) -> Sequence[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterable
 from functools import cache
 
@@ -64,9 +65,12 @@ def cut(text: str, width: float, size: float) -> str:
     """On one line: its beginning, where all of it is too wide."""
     if width_of(text, size) <= width:
         return text
-    return next(
-        shown for end in range(len(text) - 1, -1, -1) if width_of(shown := text[:end].rstrip() + "…", size) <= width
-    )
+
+    def shown(end: int) -> str:
+        return text[:end].rstrip() + "…"
+
+    ends = range(1, len(text))
+    return shown(bisect(ends, width, key=lambda end: width_of(shown(end), size)))
 
 
 def columns(labels: Iterable[str], width: float, most: int) -> int:

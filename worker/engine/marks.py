@@ -16,19 +16,26 @@ _BETWEEN = 0.1
 
 
 def log_marks(
-    low: float, high: float, length: float, size: Callable[[float], float], *, whole: bool = False
+    low: float,
+    high: float,
+    length: float,
+    size: Callable[[float], float],
+    *,
+    whole: bool = False,
+    enough: int = _ENOUGH,
 ) -> Sequence[float]:
     """Ascending, within both ends of an axis that is so long, `whole` numbers alone if so; `size` is what a mark's
-    words take of it. Three or more, where that many lie in between and their words have room."""
+    words take of it. Three or more (two, if these are `enough`), where that many lie in between and their words have
+    room; rather rounder ones than more than `enough`."""
     choices = [*_choices(low, high, whole)]
     unit = length / math.log(high / low)
     thinned = [_with_room(marks, unit, size) for marks in choices]
-    found = max((marks for marks in choices if marks in thinned), key=_count)
-    return found if len(found) >= _LEAST else max(thinned, key=_count)
 
+    def count(marks: Sequence[float]) -> int:
+        return min(len(marks), enough)
 
-def _count(marks: Sequence[float]) -> int:
-    return min(len(marks), _ENOUGH)
+    found = max((marks for marks in choices if marks in thinned), key=count)
+    return found if len(found) >= min(_LEAST, enough) else max(thinned, key=count)
 
 
 def _choices(low: float, high: float, whole: bool) -> Iterator[Sequence[float]]:
