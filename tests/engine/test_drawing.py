@@ -103,6 +103,20 @@ def test_a_histogram_is_legible_whatever_it_says(plain: Run, title: str | None) 
         assert len([label for label in axes.get_yticklabels() if label in drawn.texts]) >= 3
 
 
+def test_each_threshold_is_told_with_its_tensor(plain: Run) -> None:
+    thresholds = {"layer1.0.weight": None, "fc1.weight": 0.25, "fc2.weight": 0.0}
+    weights = _distribution(-1, 1, [4, 5])
+    tensors = tuple(
+        TensorHistogram(name=name, total=9, threshold=threshold, before=weights, after=weights)
+        for name, threshold in thresholds.items()
+    )
+    with watched() as drawn:
+        draw_histogram(Histogram(bins=2, tensors=tensors), plain.report, None)
+    rows = [next(words for words in drawn.words if words.startswith(f"{name}:")) for name in thresholds]
+    assert [words.rpartition(" zero)")[2] for words in rows] == ["", ", θ = 0.25", ", θ = 0"]
+    assert {"−θ to θ", "before pruning", "after pruning"} <= set(drawn.words)
+
+
 @pytest.mark.parametrize("title", [None, LONG])
 def test_the_sensitivity_is_legible_whatever_it_says(plain: Run, title: str | None) -> None:
     point = SensitivityPoint(sparsity=0.5, nonzero=50_000_000, accuracy=0.5)

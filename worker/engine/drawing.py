@@ -60,8 +60,11 @@ def draw_histogram(histogram: Histogram, report: Report, title: str | None) -> b
     for (left, right), tensor in zip(rows, histogram.tensors, strict=True):
         _draw_tensor(left, tensor, log=False)
         _draw_tensor(right, tensor, log=True)
-        entitle(left, f"{tensor.name}: {_facts(facts[tensor.name])}")
-    figure.legend(*rows[0][1].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False, fontsize=8)
+        marked = "" if tensor.threshold is None else f", θ = {tensor.threshold:g}"
+        entitle(left, f"{tensor.name}: {_facts(facts[tensor.name])}{marked}")
+    # Of all rows: the first may have no threshold.
+    handles = {handle.get_label(): handle for _, right in rows for handle in right.get_legend_handles_labels()[0]}
+    figure.legend(handles=handles.values(), loc="lower center", ncols=3, frameon=False, fontsize=8)
     rows[-1][0].set_xlabel("value")
     rows[-1][1].set_xlabel("value")
     return png(figure)
@@ -204,7 +207,7 @@ def add(axes: Axes, heights: NDArray[np.float64], edges: NDArray[np.float64], fl
 def _mark_threshold(axes: Axes, threshold: float | None) -> None:
     if threshold is None:
         return
-    axes.axvspan(-threshold, threshold, color=_BAND, zorder=0, linewidth=0, label=f"−θ to θ, θ = {threshold:g}")
+    axes.axvspan(-threshold, threshold, color=_BAND, zorder=0, linewidth=0, label="−θ to θ")
     for end in (-threshold, threshold):
         axes.axvline(end, color=GREY, linewidth=0.7, linestyle=(0, (4, 2)), zorder=1)
 

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox, BboxBase, IdentityTransform
 
 from app.contract.frontier import Frontier, FrontierMember, MemberOutcome, MemberSettings
@@ -272,8 +273,9 @@ def _label(figure: Figure, axes: Axes, means: Mapping[Series, Sequence[_Mean]]) 
         free = (each for taken in ([*dots, *words], words) for each in frames if not any(map(each.overlaps, taken)))
         if (frame := next(free, None)) is not None:
             words.append(frame)
-            in_pixels = IdentityTransform()
-            axes.text(frame.x0, frame.y0, spelt, va="bottom", fontsize=_AT_POINT, color=GREY, transform=in_pixels)
+            text = axes.text(frame.x0, frame.y0, spelt, va="bottom", fontsize=_AT_POINT, color=GREY)
+            text.set_transform(IdentityTransform())
+            text.set_path_effects([withStroke(linewidth=2, foreground="white")])  # lines may lead through it
 
 
 def _beside(axes: Axes, mean: _Mean, words: str) -> Iterator[Bbox]:
