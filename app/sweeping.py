@@ -35,7 +35,26 @@ class Round:
     """Of a tenant without a cap of its own."""
 
     def run(self) -> None:
-        """Moves first, in one transaction; messages and files after its commit."""
+        """Moves first, in one transaction; messages and files after its commit. A step that fails does not keep the
+        later ones from their turn: it may fail each time. Raises what failed, at the end."""
+        failures: list[Exception] = []
+        for step in (
+            self._move,
+            self._settle,
+            self._send,
+            self._expire,
+            self._reap,
+            self._tidy,
+            self._tidy_uploads,
+        ):
+            try:
+                step()
+            except Exception as error:
+                failures.append(error)
+        if failures:
+            raise ExceptionGroup("steps of a sweep failed", failures)
+
+    def _move(self) -> None:
         with self.sessions.begin() as session:
             moved = sweep.sweep(session, max_attempts=self.max_attempts)
             for action, job_ids in moved.items():
@@ -43,12 +62,6 @@ class Round:
                     logger.warning("swept", extra={"action": action, "job_id": job_id})
             workers.forget_old(session)
             tenants.lock_in_order(session, [job_id for job_ids in moved.values() for job_id in job_ids])
-        self._settle()
-        self._send()
-        self._expire()
-        self._reap()
-        self._tidy()
-        self._tidy_uploads()
 
     def _settle(self) -> None:
         """Of sweeps: some have waited for too long, and who moved a member may have died before telling its sweep. One
@@ -177,7 +190,7 @@ class Sweeper:
     def _sweep(self) -> None:
         try:
             self._round.run()
-        except AWAY as error:
-            logger.warning("sweep failed, will try again", extra={"error": str(error)})
-        except Exception:  # a sweeper that died unseen would leave every stuck job stuck
+        except* AWAY as failures:
+            logger.warning("sweep failed, will try again", extra={"error": str(failures.exceptions[0])})
+        except* Exception:  # a sweeper that died unseen would leave every stuck job stuck
             logger.exception("sweep failed, will try again")

@@ -1,4 +1,5 @@
-"""What the sweeper does when messages are fewer than jobs that can be begun, and when there are several sweepers."""
+"""What the sweeper does when messages are fewer than jobs that can be begun, when a step of it fails, and when there
+are several sweepers."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from threading import Barrier
 import pytest
 import redis
 from sqlalchemy import text
+from sqlalchemy.exc import DataError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.contract.status import Status
@@ -17,8 +19,9 @@ from app.db import attempts, sweep
 from app.db.models import JobRow
 from app.queue import QUEUE, Queue
 from app.storage import LocalStore
-from app.sweeping import Round
+from app.sweeping import Round, Sweeper
 from tests.db.conftest import FAILURE, Jobs
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -47,6 +50,35 @@ def test_a_job_that_can_be_begun_gets_a_message_when_none_waits(
         round_.run()
 
     assert broker.llen(QUEUE) == 1
+    queue.close()
+
+
+def test_a_step_that_fails_each_time_keeps_no_other_from_its_turn(
+    sessions: sessionmaker[Session],
+    broker_url: str,
+    broker: redis.Redis,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    queue, made = Queue(broker_url), Jobs(sessions)
+    queue.mark()
+    made.sweep()
+    ended = made.in_state(Status.FAILED)
+    with sessions.begin() as session:  # it cannot be settled
+        session.execute(text("""UPDATE jobs SET progress = '{"completed": "some"}' WHERE status = 'waiting'"""))
+    left = tmp_path / ended / ".1.partial"
+    left.mkdir(parents=True)
+    sweeper = Sweeper(Round(sessions, queue, LocalStore(tmp_path), max_attempts=3, max_running=1), interval_seconds=60)
+
+    sweeper.start()
+    sweeper.wake()
+    wait_until(lambda: not left.exists(), timeout=30, what="its files are in order")
+    sweeper.stop()
+
+    assert broker.llen(QUEUE) == 1
+    (told,) = [record.exc_info for record in caplog.records if record.exc_info]
+    assert isinstance(told[1], ExceptionGroup)
+    assert [type(error) for error in told[1].exceptions] == [DataError]
     queue.close()
 
 
