@@ -18,7 +18,7 @@ from app.contract.spec import StoredSpec, parse_stored
 from app.contract.status import Phase, Status
 from app.contract.uploads import UploadSpec
 from app.db import attempts
-from app.db.attempts import Checkpoint, Claim, NewArtifact
+from app.db.attempts import Checkpoint, Claim, HandBackReason, NewArtifact
 from app.db.session import AWAY
 from app.storage import is_intact, sha256_of
 from worker import inputs
@@ -67,7 +67,7 @@ class Attempt:
                 # The worker is shutting down. Celery repeats its signal half a second after the first one, and the
                 # second would end the process amid its last write.
                 signal.signal(signal.SIGQUIT, signal.SIG_IGN)
-                self._hand_back()
+                self._hand_back("worker_shutdown")
                 raise
 
     def _run(self, placed: Placed) -> Steps[str]:
@@ -77,7 +77,7 @@ class Attempt:
         except CancelRequested:
             return self._finish(attempts.cancelled)
         except (OutOfTouch, *AWAY):
-            return self._hand_back()
+            return self._hand_back("out_of_touch")
         except AttemptStopped:
             return self._finish(None)
         except EngineError as error:
@@ -154,8 +154,8 @@ class Attempt:
         )
         return self._finish(attempts.fail, with_checkpoints=True, failure=failure)
 
-    def _hand_back(self) -> str:
-        outcome = self._finish(attempts.drain, with_checkpoints=True)
+    def _hand_back(self, reason: HandBackReason) -> str:
+        outcome = self._finish(attempts.drain, with_checkpoints=True, reason=reason)
         if outcome == Status.QUEUED:
             self._runtime.wake(self._claim.job_id)
         return outcome

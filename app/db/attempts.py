@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import ColumnElement, and_, bindparam, case, func, insert, literal, select, update
 from sqlalchemy.orm import Session
@@ -17,6 +17,9 @@ from app.contract.status import Phase, Status
 from app.db.clock import now, seconds
 from app.db.models import ArtifactRow, JobRow
 from app.db.moves import ENDED, LEASED, NewEvent, move, requeued, touched, write_events
+
+HandBackReason = Literal["worker_shutdown", "out_of_touch"]
+"""Why a worker hands a job back: it shuts down, or the database was away for it."""
 
 
 class NewArtifact(NamedTuple):
@@ -197,10 +200,11 @@ def drain(
     *,
     checkpoints: Sequence[Checkpoint] | None = None,
     new_events: Sequence[NewEvent] = (),
+    reason: HandBackReason = "worker_shutdown",
 ) -> Status | None:
     """running → queued: the worker hands the job back, which is no crash; or cancelling → cancelled."""
     guard = and_(_held(job_id, attempt), JobRow.status == Status.RUNNING)
-    last = NewEvent("requeued", {"reason": "worker_shutdown"})
+    last = NewEvent("requeued", {"reason": reason})
     if move(session, guard, requeued() | _referenced(checkpoints), [*new_events, last]):
         return Status.QUEUED
     return cancelled(session, job_id, attempt, new_events=new_events)
@@ -210,7 +214,7 @@ def give_back(session: Session, owner: str) -> None:
     """What a process holds by a claim that was committed and never acknowledged, and so does not know of."""
     held = select(JobRow.id, JobRow.attempt).where(JobRow.lease_owner == owner, JobRow.status.in_(LEASED))
     for job_id, attempt in session.execute(held).all():
-        drain(session, job_id, attempt)
+        drain(session, job_id, attempt, reason="out_of_touch")
 
 
 def look_again(session: Session, job_id: str) -> None:

@@ -40,6 +40,10 @@ def _events(runtime: Runtime, job_id: str) -> Sequence[EventRow]:
         return jobs.events(session, job_id, after=0, limit=100)
 
 
+def _requeued(runtime: Runtime, job_id: str) -> list[Document]:
+    return [event.data for event in _events(runtime, job_id) if event.type == "requeued"]
+
+
 def _files(runtime: Runtime, job_id: str) -> list[Path]:
     return [path for path in runtime.store.folder(job_id, 1).parent.rglob("*") if path.is_file()]
 
@@ -134,9 +138,19 @@ def test_a_claim_that_was_not_acknowledged_is_given_back(
     run_job(first, runtime)
 
     assert (read(first).status, read(first).crashes) == ("queued", 0)
+    assert _requeued(runtime, first) == [{"reason": "out_of_touch"}]
     assert read(second).status == "succeeded"
     run_job(first, runtime)
     assert (read(first).status, read(first).attempt) == ("succeeded", 2)
+
+
+def test_an_attempt_that_could_not_beat_is_handed_back(runtime: Runtime, submit: Submit, read: Read) -> None:
+    job_id = submit(train_spec())
+
+    run_job(job_id, replace(runtime, heartbeat_seconds=60, lease_seconds=0.01))
+
+    assert (read(job_id).status, read(job_id).crashes) == ("queued", 0)
+    assert _requeued(runtime, job_id) == [{"reason": "out_of_touch"}]
 
 
 def test_a_message_leads_to_the_job_whose_turn_it_is_and_its_end_to_the_next(
