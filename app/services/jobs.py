@@ -259,12 +259,14 @@ def _keep_sources(session: Session, tenant: str, sources: Sequence[str]) -> None
 
 
 def rerun(session: Session, tenant: str, job_id: str, terms: Terms) -> Submitted:
-    """A new job of the same spec. Raises UploadNotKept, and what submitting it anew raises."""
+    """A new job of the same spec, by the name and labels that the job has now. Raises UploadNotKept, and what
+    submitting it anew raises."""
     before = get(session, tenant, job_id)
     spec = parse_stored(before.spec)
     if isinstance(spec, UploadSpec):
         raise UploadNotKept("The job is about a file that is not kept: upload it anew.")
-    return submit(session, tenant, spec, terms, parent_job_id=job_id)
+    called = spec.model_copy(update={"display_name": before.display_name, "labels": before.labels})
+    return submit(session, tenant, called, terms, parent_job_id=job_id)
 
 
 def relabel(session: Session, tenant: str, job_id: str, patch: JobPatch, *, only: set[int] | None) -> JobRow:

@@ -47,6 +47,17 @@ def test_the_reruns_of_a_job_are_listed_by_their_parent(newcomer: httpx.Client) 
     assert reruns[0]["labels"] == {"team": "a"}
 
 
+def test_a_rerun_is_called_what_its_job_is_called_by_then(newcomer: httpx.Client) -> None:
+    job = submit(newcomer, train_spec(display_name="first", labels={"team": "a"}))
+    newcomer.patch(job["links"]["self"], json={"display_name": "best", "labels": {"team": None, "keep": "yes"}})
+
+    rerun = newcomer.post(job["links"]["rerun"]).json()
+
+    called = {"display_name": "best", "labels": {"keep": "yes"}}
+    assert {name: rerun[name] for name in called} == called
+    assert rerun["spec"] == job["spec"] | called
+
+
 @pytest.mark.parametrize(
     ("query", "pointer"),
     [

@@ -318,7 +318,8 @@ def retry_job(
     responses=problems(404, 408, 409, 410, 413, 422) | ACCEPTED,
 )
 def rerun_job(job_id: str, who: WriterDep, parts: PartsDep, key: IdempotencyKey = None) -> Response:
-    """Submit the spec of a job as a new one, whose `parent_job_id` is this one."""
+    """Submit the spec of a job as a new one, by the name and labels that the job has now; its `parent_job_id` is this
+    one."""
     return accepted(
         parts,
         KeyedRequest(who.tenant, "rerun_job", key, {"job_id": job_id}),
