@@ -41,7 +41,7 @@ class JobProcess:
         self._queue = Queue(settings.redis_url.get_secret_value())
         self._traces = tracing.make_provider("secateur-worker")
         owner = identity.owner(os.getpid())
-        pipeline.warm_up()
+        self._kernels_were_tried = pipeline.warm_up()
         described = Identity(identity.worker_id(), chosen.type, device.name_of(chosen), threads, versions())
         self._presence = Presence(sessions, described)
         self._presence.start()
@@ -65,6 +65,7 @@ class JobProcess:
     def run(self, job_id: str) -> None:
         try:
             try:
+                self._kernels_were_tried = self._kernels_were_tried or pipeline.try_kernels()
                 run_job(job_id, self._runtime)
             finally:
                 memory.give_back()  # when the job's end is told already

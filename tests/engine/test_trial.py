@@ -14,6 +14,8 @@ from worker.engine.seeding import reproducible
 ON_CPU = torch.device("cpu")
 FEW = 2
 """What many members are for, other kernels, a CPU does not have."""
+MORE_THAN_FIT = 10**9
+"""Whose images are more bytes than a process can address."""
 
 
 @pytest.fixture
@@ -40,10 +42,25 @@ def test_what_computes_as_pytorch_does_stands_the_trial() -> None:
 def test_kernels_are_used_when_they_have_stood_the_trial_alone(
     device: str, tolerance: float, told: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    trial.try_kernels(torch.device(device), members=FEW, tolerance=tolerance)
+    assert trial.try_kernels(torch.device(device), members=FEW, tolerance=tolerance)
 
     assert [record.getMessage().partition(" on this device")[0] for record in caplog.records] == told
     assert kernels.at_hand() == (told == [])
+
+
+@pytest.mark.usefixtures("trusted")
+def test_kernels_for_whose_trial_there_was_no_memory_are_used_once_they_have_stood_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert not trial.try_kernels(ON_CPU, members=MORE_THAN_FIT)
+    assert not kernels.at_hand()
+
+    assert trial.try_kernels(ON_CPU, members=FEW)
+
+    assert [record.getMessage().partition(" on this device")[0] for record in caplog.records] == [
+        "no memory to try own kernels"
+    ]
+    assert kernels.at_hand()
 
 
 @pytest.mark.parametrize("wrong", [0.0, math.nan, math.inf])

@@ -30,7 +30,7 @@ from app.contract.spec import (
 from app.contract.status import Phase
 from app.contract.training import TrainingSpec
 from app.contract.uploads import DatasetImportSpec, ImportSpec, UploadSpec
-from worker.engine import checkpoint, dataset_file, device, memory
+from worker.engine import checkpoint, dataset_file, device, memory, trial
 from worker.engine.artifacts import Outcome, parameters_of
 from worker.engine.compare import comparison_files, name_of, read_jobs
 from worker.engine.data import Dataset, DatasetStore, digest
@@ -61,7 +61,6 @@ from worker.engine.resume import Origin, Recovery
 from worker.engine.seeding import reproducible
 from worker.engine.sensitivity import sensitivity
 from worker.engine.train import Examples, train
-from worker.engine.trial import try_kernels
 from worker.engine.workplace import Content, Inputs, Workplace, network_result, receipt
 
 _SILENT = Observer()
@@ -127,14 +126,13 @@ def steps(
         return (yield from _train(spec, at) if isinstance(spec, TrainSpec) else _prune(spec, at))
 
 
-def warm_up() -> None:
+def warm_up() -> bool:
     """One step of a training with all defaults: PyTorch and the GPU's libraries load much of themselves only then,
-    seconds that no job should wait for. On a GPU, kernels of our own are tried first."""
+    seconds that no job should wait for. Kernels of our own are tried first; returns what `try_kernels` does."""
     memory.keep_freed()
+    were_tried = try_kernels()
     chosen, course = device.choose("auto"), Course(TrainingSpec(epochs=1))
     with reproducible(chosen):
-        if chosen.type == "cuda":
-            try_kernels(chosen)
         count = course.settings.batch_size
         images, labels = (
             torch.zeros(count, 1, 28, 28, device=chosen),
@@ -145,6 +143,19 @@ def warm_up() -> None:
         device.place(network, chosen)
         train(network, examples, course, Progress(), _SILENT)
     memory.give_back()
+    return were_tried
+
+
+def try_kernels() -> bool:
+    """Where there is a GPU, see whether kernels of our own are right there. False when it had no memory for that: they
+    are not used until they are tried again."""
+    chosen = device.choose("auto")
+    if chosen.type != "cuda":
+        return True
+    with reproducible(chosen):
+        were_tried = trial.try_kernels(chosen)
+    memory.give_back()
+    return were_tried
 
 
 def _train(spec: TrainSpec, at: Workplace) -> Steps[NetworkResult]:

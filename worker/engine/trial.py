@@ -16,6 +16,7 @@ from app.contract.network import MNIST_ENDS, MNIST_SHAPE
 from app.contract.spec import ModelSpec
 from app.contract.training import TrainingSpec
 from worker.engine import kernels
+from worker.engine.errors import OutOfMemory, translated
 from worker.engine.model import fresh
 from worker.engine.seeding import generator
 from worker.engine.together.stack import Stack
@@ -30,20 +31,28 @@ turns over a rectifier or a maximum that is on the verge, up to 0.015 (of twelve
 logger = logging.getLogger(__name__)
 
 
-def try_kernels(on: torch.device, *, members: int = MEMBERS, tolerance: float = TOLERANCE) -> None:
-    """When they fall through, this process does not use them from then on, and its log says so."""
+def try_kernels(on: torch.device, *, members: int = MEMBERS, tolerance: float = TOLERANCE) -> bool:
+    """When they fall through, this process does not use them from then on, and its log says so. False when there was no
+    memory to try them in: it does not use them either, and is to try again, since others may have it for a moment."""
+    was_tried = True
+    kernels.TRUSTED.set()  # they are what is computed with
     try:
-        found = difference(on, members)
+        with translated():
+            found = difference(on, members)
+    except OutOfMemory:
+        was_tried = False
+        logger.warning("no memory to try own kernels on this device: until there is, PyTorch's are used")
     except Exception:  # of the compiler or the driver: no job should meet it
         logger.exception("own kernels do not run on this device: PyTorch's are used, training is slower")
     else:
         if found <= tolerance:
-            return
+            return True
         logger.error(
             "own kernels compute something else on this device: PyTorch's are used, training is slower",
             extra={"difference": f"{found:.3g}", "tolerance": tolerance},
         )
     kernels.TRUSTED.clear()
+    return was_tried
 
 
 def difference(on: torch.device, members: int = MEMBERS) -> float:
