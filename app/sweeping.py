@@ -86,7 +86,7 @@ class Round:
         with self.sessions.begin() as session:
             if broker.is_new:
                 logger.warning("the broker is new or was emptied", extra={"queued": sweep.make_all_due(session)})
-            due = sweep.due_messages(session)
+            due = sweep.due_messages(session, waiting=broker.waiting)
         if due and not self.queue.wake_all(due):
             with self.sessions.begin() as session:
                 sweep.make_due(session, due)

@@ -53,6 +53,29 @@ def test_a_job_that_can_be_begun_gets_a_message_when_none_waits(
     queue.close()
 
 
+def test_a_message_is_sent_again_when_fewer_wait_than_jobs_and_not_otherwise(
+    sessions: sessionmaker[Session], broker_url: str, broker: redis.Redis, tmp_path: Path
+) -> None:
+    queue, made = Queue(broker_url), Jobs(sessions)
+    queue.mark()
+    jobs = [made.queued() for _ in range(3)]
+    round_ = Round(sessions, queue, LocalStore(tmp_path), max_attempts=3, max_running=1)
+
+    def waiting_after_a_round() -> int:
+        for job_id in jobs:
+            made.past(job_id, "publish_at")
+        round_.run()
+        return int(broker.llen(QUEUE))
+
+    assert [waiting_after_a_round() for _ in range(3)] == [3, 3, 3]
+    broker.rpop(QUEUE)  # by a worker that is killed before it claims
+    assert waiting_after_a_round() == 5
+    made.running(jobs[0])
+    broker.ltrim(QUEUE, 0, 0)
+    assert waiting_after_a_round() == 3
+    queue.close()
+
+
 def test_a_step_that_fails_each_time_keeps_no_other_from_its_turn(
     sessions: sessionmaker[Session],
     broker_url: str,

@@ -96,8 +96,13 @@ def sweep(session: Session, *, max_attempts: int) -> dict[str, list[str]]:
     }
 
 
-def due_messages(session: Session) -> list[str]:
-    """Queued jobs whose wake-up message is due. Each is due again after 60 s·2^k, at most an hour."""
+def due_messages(session: Session, *, waiting: int = 0) -> list[str]:
+    """Queued jobs whose wake-up message is due. Each is due again after 60 s·2^k, at most an hour. None is while as
+    many messages wait as jobs, or as are sent at once: whichever job one is about, it leads to the next, so that
+    further ones would only pile up where no worker takes them."""
+    beyond = select(JobRow.id).where(JobRow.status == Status.QUEUED).offset(waiting).limit(1)
+    if waiting >= SWEEP_BATCH or session.scalar(beyond) is None:
+        return []
     due = and_(JobRow.status == Status.QUEUED, JobRow.publish_at <= asked_at())
     wait = func.least(60 * func.power(2, func.least(JobRow.publishes, 10)), 3600)
     return list(

@@ -171,6 +171,15 @@ def test_a_message_is_due_soon_then_ever_more_seldom_and_at_least_once_an_hour(m
     assert waits == pytest.approx(expected, abs=2)
 
 
+def test_messages_are_due_while_fewer_wait_than_jobs_and_than_are_sent_at_once(made: Jobs) -> None:
+    ids = {made.queued() for _ in range(3)}
+    made.running()
+    with made.sessions.begin() as session:
+        sweep.make_all_due(session)
+        assert [sweep.due_messages(session, waiting=waiting) for waiting in (3, 4, sweep.SWEEP_BATCH)] == [[], [], []]
+        assert set(sweep.due_messages(session, waiting=2)) == ids
+
+
 def test_no_message_is_due_for_a_job_that_runs(made: Jobs) -> None:
     job_id = made.running()
     made.past(job_id, "publish_at")
