@@ -178,7 +178,8 @@ class ByGradient(Amount):
 
 
 class TaylorPruning(ByGradient):
-    """Zeroes the entries of least mean (w·∂L/∂w)² over batches of 100 training images (Molchanov et al. 2019)."""
+    """Zeroes the entries of least mean (w·∂L/∂w)² over batches of training images, equally large, of 100 at most
+    (Molchanov et al. 2019)."""
 
     method: Literal["taylor"]
 

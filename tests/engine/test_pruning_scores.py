@@ -17,7 +17,7 @@ from app.contract.network import PARAMETER_NAMES
 from app.contract.pruning import share_of
 from tests.prunings import UNHURRIED, full, pruning, random_mask, state_of
 from worker.engine.model import Cnn
-from worker.engine.pruning import BatchGradients, Mask, needs_gradients, prune, thresholds
+from worker.engine.pruning import BatchGradients, Mask, needs_gradients, prune, taylor, thresholds
 from worker.engine.pruning.gradients import gradients
 from worker.engine.pruning.lamp import lamp_scores
 
@@ -251,14 +251,26 @@ def test_gradients_are_those_of_a_backward_pass_in_training_mode() -> None:
 
     found = list(gradients(network, images, labels, count=10, batch=4))
 
-    assert [batch.size for batch in found] == [4, 4, 2]
-    for batch, part in zip(found, torch.split(torch.arange(10), 4), strict=True):
+    assert [batch.size for batch in found] == [4, 3, 3]
+    for batch, part in zip(found, torch.split(torch.arange(10), [4, 3, 3]), strict=True):
         reference.zero_grad()
         functional.cross_entropy(reference(images[part]), labels[part]).backward()  # type: ignore[no-untyped-call]
         assert set(batch.gradients) == set(PARAMETER_NAMES)
         for name, parameter in reference.named_parameters():
             assert parameter.grad is not None
             assert torch.equal(batch.gradients[name], parameter.grad)
+
+
+def test_a_single_image_more_does_not_rule_the_taylor_scores() -> None:
+    images = torch.zeros(101, 1)
+    images[-1] = 1  # alone in a second batch it would say 2,500 times as much
+    network = nn.Linear(1, 10)
+
+    scores = taylor.scores({"weight": network.weight.detach()}, gradients(network, images, torch.arange(101) % 10, 101))
+
+    slope = network(images[-1]).softmax(0) - functional.one_hot(torch.tensor(0), 10)
+    by_hand = (network.weight[:, 0] * slope / 50).square() / 2
+    torch.testing.assert_close(scores["weight"][:, 0], by_hand.detach().double())
 
 
 def test_batches_weighted_by_size_give_the_gradient_of_all_images() -> None:

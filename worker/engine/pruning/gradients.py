@@ -27,12 +27,14 @@ def gradients(
     statistics.
 
     Takes `count` images [N, …], or all when there are fewer, evenly spaced, so that all classes come up where images
-    are sorted by them. All of it happens in a copy of the network as it is now: whenever the reader stops, parameters,
-    `.grad`, running statistics and mode are what they were.
+    are sorted by them, in as few batches of at most `batch` as will do. All of it happens in a copy of the network as
+    it is now: whenever the reader stops, parameters, `.grad`, running statistics and mode are what they were.
     """
     count = min(count, len(labels))
     chosen = torch.arange(count, device=labels.device) * len(labels) // count
-    return _of_batches(copy.deepcopy(network).train().requires_grad_(True), images, labels, torch.split(chosen, batch))
+    # Equal parts: Taylor scores count each batch alike, and the noise of a few images is large when it is squared.
+    parts = torch.tensor_split(chosen, -(-count // batch))
+    return _of_batches(copy.deepcopy(network).train().requires_grad_(True), images, labels, parts)
 
 
 def gradients_for(
