@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from app.contract.network import PARAMETER_NAMES
 from app.contract.pruning import eligible, share_of
 from app.contract.spec import ModelSpec
 from tests.prunings import UNHURRIED, entries, full, masked, pruning, random_mask, shrunk, slopes, state_of
@@ -264,8 +265,29 @@ def test_random_pruning_follows_its_seed_and_nothing_else() -> None:
     assert not all(torch.equal(masks[0][name], masks[2][name]) for name in masks[0])
 
 
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize(("sparsity", "left"), [(0.6, 4), (0.2, 4), (0.8, 2)])
+def test_what_is_zero_already_counts_in_random_pruning(scope: str, sparsity: float, left: int) -> None:
+    tensors = {"fc1.weight": torch.tensor([0.0, 1, 0, 2, -0.0, 3, 0, 4, 0, 0])}
+
+    after = _prune({"method": "random", "scope": scope, "sparsity": sparsity}, tensors, Mask.full(tensors))
+
+    assert masked(after) == round(10 * sparsity)
+    assert int(after.apply(tensors)["fc1.weight"].count_nonzero()) == left
+
+
+def test_biases_that_a_training_begins_at_zero_go_no_sooner_in_random_pruning() -> None:
+    state = fresh(ModelSpec(), seed=0).state_dict()
+    parameters = {name: state[name] for name in PARAMETER_NAMES}
+    params = pruning("random", sparsity=0.5, schedule={"name": "one-shot", "when": "before-training"})
+
+    after = prune(params, state, Mask.full(parameters))
+
+    assert 0 < sum(after.kept[f"layer{index}.1.bias"] for index in (1, 2, 3)) < 64
+
+
 def test_random_scores_of_half_a_million_entries_all_differ() -> None:
-    drawn = chance.scores({"fc1.weight": torch.empty(300, 1568)}, seed=0)["fc1.weight"]
+    drawn = chance.scores({"fc1.weight": torch.ones(300, 1568)}, seed=0)["fc1.weight"]
 
     assert len(set(drawn.flatten().tolist())) == drawn.numel()
 

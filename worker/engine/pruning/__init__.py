@@ -13,6 +13,7 @@ from app.contract.pruning import (
     FoldedMagnitudePruning,
     MagnitudePruning,
     NmPruning,
+    OneShot,
     Pruning,
     RandomPruning,
     Scored,
@@ -78,7 +79,10 @@ def _scores(
         case SnipPruning():
             return snip.scores(weights, gradients)
         case RandomPruning():
-            drawn = chance.scores({name: state[name] for name in mask}, pruning.seed)
+            # Biases that training begins at zero are none that will be zero afterwards.
+            schedule = pruning.schedule
+            begins = isinstance(schedule, OneShot) and schedule.when == "before-training"
+            drawn = chance.scores({name: state[name] for name in mask}, pruning.seed, zeros_first=not begins)
             return {name: drawn[name] for name in weights}
 
 
