@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import socket
 from collections import OrderedDict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +25,7 @@ from app.contract.spec import parse_stored
 from app.contract.status import Phase
 from tests.engine.conftest import Listener
 from tests.engine.uploads import MODEL, endless, expanded, pickled, state_dict, torch_file, with_pickle, written
-from worker.engine import pipeline
+from worker.engine import apart, pipeline, sandbox
 from worker.engine.apart import Limits
 from worker.engine.convert import read_state
 from worker.engine.data import DatasetStore
@@ -265,3 +267,30 @@ def test_limits_grow_with_the_file() -> None:
     assert isinstance(small, Limits)
     assert small.memory_bytes < large.memory_bytes
     assert small.file_bytes < large.file_bytes
+
+
+@pytest.mark.skipif(sandbox.landlock_version() == 0, reason="the kernel has no Landlock")
+def test_whoever_takes_a_converter_over_gets_nothing_by_it(tmp_path: Path) -> None:
+    upload, secret = written(tmp_path, b"an upload"), tmp_path / "another tenant's"
+    secret.write_text("a network")
+    out = tmp_path / "out"
+    out.mkdir()
+    limits = limits_for(upload.stat().st_size)
+
+    with socket.create_server(str(tmp_path / "s"), family=socket.AF_UNIX) as database:
+        arguments = [str(upload), str(out / "target"), str(secret), database.getsockname()]
+        with pytest.raises(InvalidCheckpoint) as told:
+            apart.run("tests.engine.intruder", arguments, limits, lambda: None, InvalidCheckpoint)
+
+    assert json.loads(str(told.value).partition(": ")[2]) == {
+        "the upload": "an upload",
+        "a file in its folder": "written",
+        "another tenant's file": "PermissionError",
+        "to overwrite that": "PermissionError",
+        "the worker's environment": "PermissionError",
+        "the worker's checkout": "PermissionError",
+        "the database": "PermissionError",
+        "the internet": "PermissionError",
+        "a program": "PermissionError",
+    }
+    assert secret.read_text() == "a network"

@@ -1,5 +1,5 @@
-"""What a client sent is read by a program of its own: with limits, without the worker's environment, and gone with its
-parent. It prints one JSON object, which is empty when all went well, and else has `code` and `message`.
+"""What a client sent is read by a program of its own: with limits, in a sandbox, without the worker's environment, and
+gone with its parent. It prints one JSON object, which is empty when all went well, and else has `code` and `message`.
 
 `run` is the parent's side, `carry_out` the program's.
 """
@@ -16,10 +16,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
+from worker.engine import sandbox
 from worker.engine.errors import DiskFull, EngineError, InvalidCheckpoint, InvalidDataset, OutOfMemory, translated
 
 UPLOAD = "the uploaded file"
@@ -45,8 +47,9 @@ class Limits(NamedTuple):
 def run(
     module: str, arguments: list[str], limits: Limits, check: Callable[[], None], invalid: type[EngineError]
 ) -> None:
-    """Run a program in another process, which ends with this call, however that ends. Raises what the program found,
-    `invalid` when it went beyond its limits, OutOfMemory, or what `check` raises, which is asked all the while."""
+    """Run a program in another process, which ends with this call, however that ends. The first two arguments are the
+    file that it reads, and the one that it writes. Raises what the program found, `invalid` when it went beyond its
+    limits, OutOfMemory, or what `check` raises, which is asked all the while."""
     until = time.monotonic() + limits.wall_seconds
     # `-P`: what lies where it is started must not hide ours.
     command = [sys.executable, "-P", "-m", module, json.dumps(limits), str(os.getpid()), *arguments]
@@ -100,8 +103,10 @@ def _raise_what_it_said(code: int, said: bytes, log: bytes, invalid: type[Engine
 def carry_out(work: Callable[[list[str]], None], invalid: type[EngineError]) -> None:
     """Do the program's work, on the arguments that are its own."""
     limits, parent, *arguments = sys.argv[1:]
+    upload, target = map(Path, arguments[:2])
     end_with(int(parent))
     _limit(Limits(*json.loads(limits)))
+    sandbox.enter(read=upload, write=target.parent)
     told: dict[str, str] = {}
     try:
         with translated():
