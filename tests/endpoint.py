@@ -20,7 +20,7 @@ class Received(NamedTuple):
 
 class Endpoint:
     """Answers with `status`, as soon as it `may_answer`, and ends the answer when it `may_end`; with a body that
-    `never_ends`, or without one."""
+    `never_ends`, or without one. Where it `never_begins`, it says for ever that one may go on."""
 
     def __init__(self, server: ThreadingHTTPServer, scheme: str = "http") -> None:
         self.url = f"{scheme}://127.0.0.1:{server.server_port}/hook?of=tests"
@@ -28,6 +28,7 @@ class Endpoint:
         self.status = 204
         self.headers: dict[str, str] = {}
         self.never_ends = False
+        self.never_begins = False
         self.may_end = Event()
         self.may_end.set()
         self.may_answer = Event()
@@ -47,6 +48,8 @@ def endpoint(tls: ssl.SSLContext | None = None) -> Iterator[Endpoint]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             running.received.append(Received(self.path, dict(self.headers.items()), body))
             running.may_answer.wait()
+            while running.never_begins:
+                self.wfile.write(1_000 * b"HTTP/1.1 100 Continue\r\n\r\n")
             self.send_response(running.status)
             for name, value in running.headers.items():
                 self.send_header(name, value)

@@ -1,4 +1,4 @@
-"""Connections to addresses that somebody else has chosen: to a public one, or not at all.
+"""Connections to addresses that somebody else has chosen: to a public one, or not at all, and not to hear it out.
 
 What is looked at is the address that is connected to, and nothing is looked up between the two: a name that answers
 otherwise a moment later gains nothing by that.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from httpcore import (
     SOCKET_OPTION,
@@ -19,12 +20,20 @@ from httpcore import (
     AsyncNetworkStream,
     ConnectError,
     ConnectTimeout,
+    ReadError,
 )
 
 from app.core.peers import may_connect
 
 Resolve: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
 """The addresses of a host, for a port. Raises OSError."""
+
+
+MOST_READ = 32_768
+"""Bytes of an answer, its head included. Before its head may come any number of preliminary ones (100 Continue)."""
+
+_AT_ONCE = 4_096
+"""Bytes: what is read at once is parsed at once, while all others wait."""
 
 
 class PeerRefused(Exception):
@@ -87,7 +96,36 @@ class GuardedBackend(AsyncNetworkBackend):
         if not self._may_connect(peer[0]):
             await stream.aclose()
             raise PeerRefused(peer[0])
-        return stream
+        return _Bounded(stream)
 
     def _may_connect(self, address: str) -> bool:
         return may_connect(address, allow_private=self._allow_private)
+
+
+class _Bounded(AsyncNetworkStream):
+    """Of which so much can be read and no more."""
+
+    def __init__(self, stream: AsyncNetworkStream) -> None:
+        self._stream, self._left = stream, MOST_READ
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Raises ReadError where it has said too much."""
+        if self._left <= 0:
+            raise ReadError("the answer goes on and on")
+        part = await self._stream.read(min(max_bytes, _AT_ONCE), timeout)
+        self._left -= len(part)
+        return part
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> AsyncNetworkStream:
+        return _Bounded(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)

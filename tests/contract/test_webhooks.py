@@ -45,6 +45,8 @@ def test_where_private_addresses_are_allowed_a_machines_credentials_are_not_with
         assert may_connect(address, allow_private=True), address
     for address in ("169.254.169.254", "fe80::1", "0.0.0.0", "224.0.0.1", "::ffff:169.254.169.254", "168.63.129.16"):
         assert not may_connect(address, allow_private=True), address
+    for address in ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200"):  # private by their numbers
+        assert not may_connect(address, allow_private=True), address
 
 
 def _parsed(url: str) -> NewWebhook:

@@ -85,6 +85,12 @@ def test_of_an_answer_without_end_the_beginning_will_do(receiver: Endpoint) -> N
     assert sent(receiver.url) == Outcome(200, None)
 
 
+def test_an_answer_that_never_begins_is_not_heard_out(receiver: Endpoint) -> None:
+    receiver.never_begins = True
+
+    assert sent(receiver.url, seconds=2) == Outcome(None, "the connection broke, or the answer was not HTTP")
+
+
 def test_an_answer_that_has_begun_counts_though_it_does_not_end(receiver: Endpoint) -> None:
     receiver.status = 200
     receiver.may_end.clear()
