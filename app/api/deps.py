@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.api.sharing import Shared
 from app.contract import patterns
-from app.contract.explain import FieldError, unknown
+from app.contract.explain import MOST_ERRORS, FieldError, unknown
 from app.contract.job import MAX_LABELS, Label
 from app.contract.patch import JobPatch
 from app.contract.spec import AnySpec
@@ -25,6 +25,7 @@ from app.contract.webhooks import NewWebhook, WebhookPatch
 from app.core.errors import (
     Forbidden,
     InvalidParameter,
+    TooManyValues,
     Unauthenticated,
     UnexpectedBody,
     UnsupportedContentCoding,
@@ -109,10 +110,11 @@ async def only_known_parameters(request: Request) -> None:
     if "job_id" in request.path_params:
         note(job_id=request.path_params["job_id"])
     known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    # Of a thousand, each of which is compared with what there is, the key has not even been looked at.
+    names = [name for name in request.query_params if name not in known][:MOST_ERRORS]
     found = [
         FieldError(pointer=f"/query/{name}", code="unknown_parameter", detail=unknown(name, known, "parameter"))
-        for name in request.query_params
-        if name not in known
+        for name in names
     ]
     if found:
         raise InvalidParameter("A parameter is not one that this request takes; `errors` says which.", found)
@@ -189,13 +191,21 @@ def media_type_of(request: Request, unless_told: str) -> str:
     return request.headers.get("content-type", unless_told).partition(";")[0].strip().lower()
 
 
+MOST_VALUES = 10_000
+"""Of a body. A sweep of 256 widths, which is the longest, has a thousand."""
+
+
 async def _json_body(request: Request, what: str) -> bytes:
     """Pydantic reads the bytes itself: its JSON parser bounds depth and refuses surrogates, where Python's would let
     NaN through and recurse."""
     media_type = media_type_of(request, unless_told="application/json")
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise UnsupportedMediaType(f"Send the {what} as application/json, not as {media_type[:64]!r}.")
-    return await request.body()
+    body = await request.body()
+    # Counted, since it would be told of each value that is wrong, while all others wait.
+    if body.count(b",") > MOST_VALUES:
+        raise TooManyValues(MOST_VALUES)
+    return body
 
 
 async def no_body(request: Request, who: WriterDep) -> None:  # noqa: ARG001 - who may not ask is told so first

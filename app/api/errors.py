@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from app.api.schemas import Problem
-from app.contract.explain import FieldError, in_words, pointer_of
+from app.contract.explain import MOST_ERRORS, FieldError, in_words, pointer_of
 from app.core.errors import InvalidParameter, Malformed, SecateurError, Unavailable
 from app.db.session import AWAY
 
@@ -97,7 +97,7 @@ async def _domain(request: Request, error: Exception) -> JSONResponse:
 async def _parameters(request: Request, error: Exception) -> JSONResponse:
     """FastAPI's own answer would echo the input, and die on what is not JSON (NaN, a lone surrogate)."""
     assert isinstance(error, RequestValidationError)
-    found = [_explained(detail) for detail in error.errors()]
+    found = [_explained(detail) for detail in error.errors()[:MOST_ERRORS]]
     return _of(request, InvalidParameter("A parameter must be mended; `errors` says which.", found))
 
 

@@ -2,7 +2,7 @@
 
 SecateurError
 ├── Malformed 400: InvalidCursor · Unauthenticated 401 · Forbidden 403 · RequestTimeout 408: BodyStalled
-├── PayloadTooLarge 413 · TooDeep 413
+├── PayloadTooLarge 413 · TooDeep 413 · TooManyValues 413
 ├── UnsupportedMediaType 415: UnsupportedContentCoding · RangeBeyondEnd 416
 ├── NotFound 404: JobNotFound, ArtifactNotFound, DatasetNotFound, WebhookNotFound, DeliveryNotFound
 ├── Conflict 409: JobNotCancellable, JobNotRetryable, UploadNotKept, SourceNotFinished, SourceHasNoResult,
@@ -202,6 +202,13 @@ class TooDeep(SecateurError):
 
     def __init__(self) -> None:
         super().__init__("No spec is nested deeper than a few levels, and this body is by hundreds.")
+
+
+class TooManyValues(SecateurError):
+    status, code, title = 413, "body_too_many_values", "The body has too many values"
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"No spec has a tenth of the {most} values that a body may have, and this one has more.")
 
 
 class RangeBeyondEnd(SecateurError):

@@ -110,6 +110,19 @@ def test_a_body_of_nothing_but_mistakes_has_a_bounded_answer(idle_http: httpx.Cl
     assert len(answer.json()["errors"]) == 50
 
 
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/webhooks"])
+def test_a_body_of_too_many_values_is_refused_before_they_are_looked_at(idle_http: httpx.Client, path: str) -> None:
+    answer = idle_http.post(path, json={"kind": "sweep", "base": train_spec(), "grid": {"seeds": [-1] * 20_000}})
+
+    problem(answer, 413, "body_too_many_values")
+
+
+def test_of_unknown_parameters_fifty_are_told(idle_http: httpx.Client) -> None:
+    answer = idle_http.get("/v1/jobs?" + "&".join(f"p{number}" for number in range(2_000)))
+
+    assert len(problem(answer, 422, "invalid_parameter")["errors"]) == 50
+
+
 def _train(**training: Any) -> dict[str, Any]:
     return train_spec(training=training)
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
+from contextlib import ExitStack
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
 from tests.faults.cluster import LEASE_SECONDS, SWEEP_SECONDS, Cluster, stopped
+from tests.speaking import client_of
 from tests.specs import ended, finished, read, submit, train_spec
 from tests.waiting import wait_until
 
@@ -31,6 +35,19 @@ def test_a_frozen_broker_holds_up_neither_a_post_nor_a_running_job(cluster: Clus
         assert read(cluster.http, job_id)["status"] == "queued"
     cluster.cancel(running)
     assert ended(cluster.http, job_id)["status"] == "succeeded"
+
+
+def test_while_the_broker_is_frozen_those_who_ask_for_readiness_hold_up_nobody(cluster: Cluster) -> None:
+    address, key = urlsplit(cluster.stack.url), cluster.stack.api_key
+    with stopped(psutil.Process(cluster.stack.children["broker"].pid)), ExitStack() as asked:
+        for _ in range(200):
+            probe = asked.enter_context(socket.create_connection((address.hostname, address.port), timeout=30))
+            probe.sendall(b"GET /readyz HTTP/1.1\r\nHost: tests\r\n\r\n")
+        with client_of(cluster.stack.url, key) as late:  # on a connection that comes after theirs
+            began = time.monotonic()
+            assert late.get("/v1/jobs").status_code == 200
+            assert time.monotonic() - began < 3
+        assert b" 503 " in probe.recv(100)
 
 
 def _submitted_in_time(cluster: Cluster) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import Response
+from typing import Annotated
+
+from fastapi import Depends, Response
 
 from app.api.deps import READER_ONLY, PartsDep, ReadSessionDep, make_router
 from app.api.openapi import problems
@@ -11,6 +13,14 @@ from app.core.version import VERSION
 from app.services import system
 
 router = make_router(tags=["system"])
+
+
+async def _broker_is_up(parts: PartsDep) -> bool:
+    """Asked once for all who ask: a broker that hangs would hold up a thread for each, and with forty all else."""
+    return await parts.shared.ask("broker", parts.queue.is_up)
+
+
+BrokerIsUpDep = Annotated[bool, Depends(_broker_is_up)]
 
 
 # Some that probe ask for no body.
@@ -23,15 +33,15 @@ async def livez() -> dict[str, str]:
 
 @router.head("/readyz", operation_id="head_readiness", include_in_schema=False)
 @router.get("/readyz", operation_id="get_readiness", responses={503: {"model": Readiness}})
-def readyz(parts: PartsDep, response: Response) -> Readiness:
+async def readyz(parts: PartsDep, broker: BrokerIsUpDep, response: Response) -> Readiness:
     """Whether this process can serve: the database and the broker answer."""
-    database, broker = system.database_is_up(parts.sessions), parts.queue.is_up()
+    database = await parts.shared.ask("database", lambda: system.database_is_up(parts.sessions))
     response.status_code = 200 if database and broker else 503
     return Readiness(status="ok" if database and broker else "unavailable", database=database, broker=broker)
 
 
 @router.get("/v1/system", operation_id="get_system", dependencies=[READER_ONLY], responses=problems())
-def get_system(session: ReadSessionDep, parts: PartsDep) -> System:
+def get_system(session: ReadSessionDep, broker: BrokerIsUpDep) -> System:
     """Workers and how much waits for them."""
     workers, depth = system.state(session)
     return System(
@@ -53,5 +63,5 @@ def get_system(session: ReadSessionDep, parts: PartsDep) -> System:
         running=depth.running,
         oldest_queued_seconds=depth.oldest_queued_seconds,
         database=True,
-        broker=parts.queue.is_up(),
+        broker=broker,
     )
