@@ -52,7 +52,7 @@ def _schema(adapter: TypeAdapter[Any]) -> dict[str, Any]:
 
 
 def _explain_one(detail: Any, schema: dict[str, Any]) -> FieldError:
-    path, parent = _walk(detail["loc"], schema)
+    path, parent, node = _walk(detail["loc"], schema)
     code, text = in_words(detail)
     if code == "extra_forbidden":
         code, text = "unknown_field", unknown(str(path[-1]), sorted(parent.get("properties", {})), "field")
@@ -68,6 +68,8 @@ def _explain_one(detail: Any, schema: dict[str, Any]) -> FieldError:
         )
     elif code in ("too_short", "too_long"):
         text = text.replace("Tuple", "List").replace(" after validation", "")
+    elif code in ("model_type", "dict_type"):
+        text += _of_object(detail["input"], node)
     pointer = pointer_of(path) + detail.get("ctx", {}).get("pointer", "")
     return FieldError(pointer=pointer, code=code, detail=text)
 
@@ -80,6 +82,16 @@ def in_words(detail: Any) -> tuple[str, str]:
     elif code in ("literal_error", "enum") and isinstance(given := detail["input"], str):
         code, text = "unknown_value", _unknown_value(given, _QUOTED.findall(detail["ctx"]["expected"]))
     return code, text
+
+
+def _of_object(given: JsonValue, schema: dict[str, Any]) -> str:
+    """What an object has that was wanted in place of this: many write the name alone, such as "l1"."""
+    if tag := schema.get("discriminator"):
+        name, tags = tag["propertyName"], sorted(tag["mapping"])
+        meant = _meant(given, tags) if isinstance(given, str) else None
+        return f", such as {json.dumps({name: meant})}" if meant else f" with {name!r}, one of: {', '.join(tags)}"
+    fields = sorted(schema.get("properties", ()))
+    return f"; its fields: {', '.join(fields)}" if fields else ""
 
 
 def pointer_of(steps: Sequence[int | str]) -> str:
@@ -116,11 +128,11 @@ def _start(text: str) -> str:
     return text if len(text) <= 64 else text[:61] + "..."
 
 
-def _walk(loc: tuple[int | str, ...], schema: dict[str, Any]) -> tuple[list[int | str], dict[str, Any]]:
+def _walk(loc: tuple[int | str, ...], schema: dict[str, Any]) -> tuple[list[int | str], dict[str, Any], dict[str, Any]]:
     """Follow an error's location through the JSON Schema.
 
     Pydantic puts a union's tag, and "[key]" for a mapping's key, among the steps; a document has no such places, so
-    they are left out. Returns the steps that remain and the schema of the object in which the last one lies.
+    they are left out. Returns the steps that remain, the schema of the object in which the last one lies, and its own.
     """
     definitions = schema.get("$defs", {})
 
@@ -146,7 +158,7 @@ def _walk(loc: tuple[int | str, ...], schema: dict[str, Any]) -> tuple[list[int 
         inner = node.get("properties", {}).get(step) or node.get("additionalProperties") or node.get("items")
         node = resolve(inner if isinstance(inner, dict) else {})
     # An error about a union itself lies in no field: what is wanted then is the union, not what holds it.
-    return path, parent if path and not node.get("discriminator") else node
+    return path, parent if path and not node.get("discriminator") else node, node
 
 
 def _without_key_marks(loc: tuple[int | str, ...]) -> Iterator[int | str]:

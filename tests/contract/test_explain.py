@@ -65,8 +65,11 @@ def _errors(document: Document | bytes) -> list[FieldError]:
         ({"kind": "compare", "jobs": [JOB, 5]}, "/jobs/1", "string_type", "string"),
         ({"kind": "compare", "jobs": [JOB]}, "/jobs", "too_short", "List should have at least 2 items, not 1"),
         ({"kind": "compare"}, "/jobs", "missing", "required"),
-        (prune_spec(JOB, pruning=None), "/pruning", "dict_type", "should be an object"),
-        (b"[1]", "", "dict_type", "should be an object"),
+        (prune_spec(JOB, pruning=None), "/pruning", "dict_type", "an object with 'method', one of: bn-folded,"),
+        (train_spec(regularization="L1"), "/regularization", "dict_type", 'an object, such as {"penalty": "l1"}'),
+        (train_spec(training={"optimizer": "adam"}), "/training/optimizer", "dict_type", 'such as {"name": "adam"}'),
+        (train_spec(initial=JOB), "/initial", "model_type", "should be an object; its fields: artifact, job_id"),
+        (b"[1]", "", "dict_type", "should be an object with 'kind', one of: compare, prune, sweep, train"),
     ],
 )
 def test_an_error_names_place_code_and_remedy(document: Any, pointer: str, code: str, said: str) -> None:
