@@ -274,6 +274,7 @@ class Quotas(Resource):
 class Readiness(Resource):
     status: str = Field(description="ok or unavailable")
     database: bool
+    migrated: bool | None = Field(description="false: `secateur migrate` is due; null: the database does not answer")
     broker: bool
 
 

@@ -1,7 +1,7 @@
 """The command line. Nothing heavy is imported until a command needs it: `secateur --help` must answer at once.
 
 Exit codes: 0 fine · 1 a job ended failed or cancelled, or `up` cannot start · 2 wrong usage or settings · 3 the server
-refused, or what it sent does not hold · 4 the server or the database cannot be reached.
+refused, or what it sent does not hold · 4 the server or the database cannot be reached, or that one has no schema.
 """
 
 from __future__ import annotations

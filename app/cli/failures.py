@@ -11,6 +11,7 @@ from app.cli.documents import BadDocument
 from secateur_client import BadAddress, ClientError, Problem, Unreachable
 
 USAGE, REFUSED, UNREACHABLE = 2, 3, 4
+_NOT_MIGRATED = ("42P01", "42703")  # PostgreSQL's undefined_table and undefined_column
 
 
 class Failure(NamedTuple):
@@ -57,9 +58,13 @@ def _of_the_stack(error: Exception) -> Failure | None:
 def _of_the_database(error: Exception) -> Failure | None:
     # Only a command that used the database can fail so; the others need not load SQLAlchemy to say what happened.
     exceptions = sys.modules.get("sqlalchemy.exc")
-    if exceptions is None or not isinstance(error, exceptions.OperationalError):
+    if exceptions is None or not isinstance(error, exceptions.DBAPIError):
         return None
-    return Failure(UNREACHABLE, f"The database cannot be reached: {str(error.orig).splitlines()[0]}")
+    if getattr(error.orig, "sqlstate", None) in _NOT_MIGRATED:
+        return Failure(UNREACHABLE, "The database has not this version's schema: run `secateur migrate`.")
+    if isinstance(error, exceptions.OperationalError):
+        return Failure(UNREACHABLE, f"The database cannot be reached: {str(error.orig).splitlines()[0]}")
+    return None
 
 
 def _settings(error: ValidationError) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.db import jobs, workers
-from app.db.models import WorkerRow
+from app.db.models import REVISION, WorkerRow
 
 
 class State(NamedTuple):
@@ -18,13 +18,22 @@ class State(NamedTuple):
     depth: jobs.Depth
 
 
-def database_is_up(sessions: sessionmaker[Session]) -> bool:
+class Database(NamedTuple):
+    answers: bool
+    migrated: bool | None
+    """None: nobody can tell."""
+
+
+def database(sessions: sessionmaker[Session]) -> Database:
     try:
         with sessions() as session:
-            session.execute(text("SELECT 1"))
+            revision = session.scalar(text("SELECT version_num FROM alembic_version"))
+    except ProgrammingError:  # no migration has made that table
+        return Database(answers=True, migrated=False)
     except SQLAlchemyError:
-        return False
-    return True
+        return Database(answers=False, migrated=None)
+    # In an upgrade the schema is newer for a while than the processes that still serve.
+    return Database(answers=True, migrated=revision is not None and revision >= REVISION)
 
 
 def state(session: Session) -> State:

@@ -55,7 +55,7 @@ def test_the_system_tells_its_worker(http: httpx.Client, trained: Document) -> N
 
 def test_a_ready_service_says_what_it_asked(idle_http: httpx.Client) -> None:
     assert idle_http.get("/livez").json() == {"status": "ok"}
-    assert idle_http.get("/readyz").json() == {"status": "ok", "database": True, "broker": True}
+    assert idle_http.get("/readyz").json() == {"status": "ok", "database": True, "migrated": True, "broker": True}
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])

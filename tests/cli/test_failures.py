@@ -99,6 +99,12 @@ def test_a_database_that_is_away(nowhere: Secateur, closed_port: int) -> None:
     assert "geheim" not in said
 
 
+@pytest.mark.parametrize("command", ["keys", "tenants"])
+def test_a_database_without_the_schema(nowhere: Secateur, postgres: str, command: str) -> None:
+    said = _refused(nowhere.told(SECATEUR_DATABASE_URL=postgres)(command, "list"), 4)
+    assert said == "The database has not this version's schema: run `secateur migrate`."
+
+
 def test_a_port_beyond_all_ports_is_wrong_usage(nowhere: Secateur) -> None:
     assert "--port" in _refused(nowhere("up", "--port", "70000"), 2)
 

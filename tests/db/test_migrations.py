@@ -16,8 +16,9 @@ from app.contract.spec import parse_stored
 from app.contract.status import Status
 from app.db import jobs, metrics, migrate, session
 from app.db.migrate import downgrade, upgrade
-from app.db.models import Base, JobRow
+from app.db.models import REVISION, Base, JobRow
 from app.db.session import make_engine, make_sessions
+from app.services import system
 from tests.db.conftest import Jobs
 from tests.waiting import wait_until
 
@@ -70,6 +71,22 @@ def test_a_migration_may_be_repeated(empty: Callable[[], str]) -> None:
     url = empty()
     upgrade(url)
     upgrade(url)
+
+
+def test_a_schema_is_told_apart_from_an_older_one(empty: Callable[[], str]) -> None:
+    url = empty()
+    engine = make_engine(url)
+    sessions = make_sessions(engine)
+    told = [system.database(sessions)]
+    upgrade(url)
+    told.append(system.database(sessions))
+    with sessions() as reading:
+        assert reading.scalar(text("SELECT version_num FROM alembic_version")) == REVISION
+    downgrade(url, "-1")
+    told.append(system.database(sessions))
+    engine.dispose()
+
+    assert [(each.answers, each.migrated) for each in told] == [(True, False), (True, True), (True, False)]
 
 
 def test_a_migration_waits_for_its_turn_however_long_another_takes(

@@ -94,7 +94,12 @@ def test_while_the_database_is_away_the_api_says_so_and_recovers_by_itself(
         assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (503, "unavailable", True)
         assert int(answer.headers["Retry-After"]) > 0
         assert answer.elapsed.total_seconds() < 3
-    assert http.get("/readyz").json() == {"status": "unavailable", "database": False, "broker": True}
+    assert http.get("/readyz").json() == {
+        "status": "unavailable",
+        "database": False,
+        "migrated": None,
+        "broker": True,
+    }
     assert http.get("/livez").status_code == 200
 
     database.child.start()

@@ -34,10 +34,13 @@ async def livez() -> dict[str, str]:
 @router.head("/readyz", operation_id="head_readiness", include_in_schema=False)
 @router.get("/readyz", operation_id="get_readiness", responses={503: {"model": Readiness}})
 async def readyz(parts: PartsDep, broker: BrokerIsUpDep, response: Response) -> Readiness:
-    """Whether this process can serve: the database and the broker answer."""
-    database = await parts.shared.ask("database", lambda: system.database_is_up(parts.sessions))
-    response.status_code = 200 if database and broker else 503
-    return Readiness(status="ok" if database and broker else "unavailable", database=database, broker=broker)
+    """Whether this process can serve: the database and the broker answer, and the schema is not an older one."""
+    database = await parts.shared.ask("database", lambda: system.database(parts.sessions))
+    ready = bool(database.migrated) and broker
+    response.status_code = 200 if ready else 503
+    return Readiness(
+        status="ok" if ready else "unavailable", database=database.answers, migrated=database.migrated, broker=broker
+    )
 
 
 @router.get("/v1/system", operation_id="get_system", dependencies=[READER_ONLY], responses=problems())
