@@ -21,7 +21,9 @@ application = typer.Typer(
 def create(
     tenant: Annotated[str, typer.Option(help="Whose jobs the key may see.")] = "default",
     name: Annotated[str, typer.Option(help="What the key is for, to tell it from others.")] = "command line",
-    scope: Annotated[list[str] | None, typer.Option(help=f"Repeatable; {', '.join(SCOPES)} unless told.")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help=f"Repeatable; {', '.join(SCOPES)} unless told; admin is all.")
+    ] = None,
     expires_days: Annotated[
         int | None, typer.Option(min=1, max=3650, help="Days until it ends; never unless told.")
     ] = None,

@@ -114,6 +114,8 @@ def test_help_names_every_command_and_loads_nothing_heavy(nowhere: Secateur) -> 
     assert done.code == 0
     for command in COMMANDS:
         assert f" {command} " in done.out
+    for code in range(5):
+        assert f" {code} " in done.out.partition("Exit codes:")[2]
     loaded = "import json, sys; import app.cli; print(json.dumps(sorted(sys.modules)))"
     modules = json.loads(subprocess.run([sys.executable, "-c", loaded], capture_output=True, check=True).stdout)
     assert [name for name in HEAVY if name in modules] == []
