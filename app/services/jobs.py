@@ -245,7 +245,8 @@ def retry(session: Session, tenant: str, job_id: str, limits: Limits) -> JobRow:
         changed = (members.retry_sweep if sweeps else jobs.retry)(session, job_id, tenant)
     row = get(session, tenant, job_id)
     if not changed:
-        hint = "wait for its end" if not Status(row.status).is_terminal else "rerun it as a new job"
+        anew = "upload the file anew" if row.kind in UPLOADED_AT else "rerun it as a new job"
+        hint = anew if Status(row.status).is_terminal else "wait for its end"
         raise JobNotRetryable(f"Only a failed job can be retried, and this one is {row.status}: {hint}.")
     return row
 

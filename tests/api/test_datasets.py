@@ -243,6 +243,8 @@ def test_a_data_set_that_is_not_ready_cannot_be_named_or_deleted(newcomer: httpx
     assert newcomer.get(dataset["links"]["self"]).json()["status"] == "rejected"
     problem(newcomer.post("/v1/jobs", json=train_spec(dataset={"id": dataset["id"]})), 409, "source_has_no_result")
     problem(newcomer.post(f"{dataset['links']['job']}/rerun"), 409, "upload_not_kept")
+    refused = problem(newcomer.post(f"{dataset['links']['job']}/retry"), 409, "job_not_retryable")
+    assert refused["detail"].endswith("this one is cancelled: upload the file anew.")
 
 
 def test_a_data_set_goes_when_nothing_needs_it(newcomer: httpx.Client, ready: str) -> None:
