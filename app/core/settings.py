@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     database_url: SecretStr = Field(description="postgresql://user:password@host:port/name")
-    redis_url: SecretStr = Field(description="redis://:password@host:port/0, rediss://…, or a unix socket's URL")
+    redis_url: SecretStr = Field(description="redis://:password@host:port/0, rediss://…, or redis+socket://…")
     artifact_dir: Path = Path("artifacts")
     data_dir: Path | None = Field(None, description="Folder with the data sets, in torchvision's layout.")
     dataset_download: bool = Field(False, description="Whether a worker may fetch a missing data set.")
@@ -87,6 +87,13 @@ class Settings(BaseSettings):
         scheme, _, rest = url.get_secret_value().partition("://")
         if scheme not in ("postgresql", "postgres", "postgresql+psycopg") or not rest:
             raise ValueError("it must start with postgresql://, since only PostgreSQL will do")
+        return url
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, url: SecretStr) -> SecretStr:
+        if urlsplit(url.get_secret_value()).scheme not in ("redis", "rediss", "redis+socket"):
+            raise ValueError("it must be redis://…, rediss://… for TLS, or redis+socket://… for a unix socket")
         return url
 
     @model_validator(mode="after")

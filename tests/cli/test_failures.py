@@ -88,6 +88,14 @@ def test_a_wrong_setting_is_named_without_its_value(nowhere: Secateur) -> None:
     assert "geheim" not in said
 
 
+@pytest.mark.parametrize("url", [":geheim@h:6379/0", "amqp://u:geheim@h//"])
+def test_a_broker_that_is_no_redis(nowhere: Secateur, closed_port: int, url: str) -> None:
+    away = f"postgresql://127.0.0.1:{closed_port}/d"
+    said = _refused(nowhere.told(SECATEUR_DATABASE_URL=away, SECATEUR_REDIS_URL=url)("migrate"), 2)
+    assert said.startswith("SECATEUR_REDIS_URL: it must be redis://")
+    assert "geheim" not in said
+
+
 def test_a_misspelt_setting(nowhere: Secateur) -> None:
     assert "SECATEUR_REDIS_ULR" in _refused(nowhere.told(SECATEUR_REDIS_ULR="redis://h")("api"), 2)
 
