@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import socket
+import sys
 from types import FrameType
 
 import uvicorn
@@ -51,4 +52,7 @@ def serve(settings: Settings, *, host: str, port: int) -> None:
         access_log=False,
         log_config=None,
     )
-    Server(config).run()
+    try:
+        Server(config).run()
+    except SystemExit:  # uvicorn's own code for an address that is taken is ours for something else
+        sys.exit(1)

@@ -11,9 +11,9 @@ from app.cli import jobs, keys, processes, tenants, webhooks
 application = typer.Typer(
     name="secateur",
     help="Train a regularized CNN, prune it, and get the smaller network with the evidence.",
-    epilog="Exit codes: 0 fine · 1 a job ended failed or cancelled, or `up` cannot start · 2 wrong usage or settings · "
-    "3 the server refused, or what it sent does not hold · 4 the server or the database cannot be reached, or that one "
-    "lacks the schema",
+    epilog="Exit codes: 0 fine · 1 a job ended failed or cancelled, or `up` or `api` cannot start · 2 wrong usage or "
+    "settings · 3 the server refused, or what it sent does not hold · 4 the server or the database cannot be reached, "
+    "or that one lacks the schema",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

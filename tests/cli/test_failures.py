@@ -113,6 +113,11 @@ def test_a_database_without_the_schema(nowhere: Secateur, postgres: str, command
     assert said == "The database has not this version's schema: run `secateur migrate`."
 
 
+def test_a_port_that_is_taken_is_no_refusal_of_a_server(nowhere: Secateur, idle_service: Stack) -> None:
+    apart = nowhere.told(SECATEUR_DATABASE_URL=idle_service.database_url, SECATEUR_REDIS_URL=idle_service.redis_url)
+    assert "address already in use" in _refused(apart("api", "--port", idle_service.url.rpartition(":")[2]), 1)
+
+
 def test_a_port_beyond_all_ports_is_wrong_usage(nowhere: Secateur) -> None:
     assert "--port" in _refused(nowhere("up", "--port", "70000"), 2)
 
