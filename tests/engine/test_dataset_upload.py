@@ -316,6 +316,21 @@ def test_the_process_that_reads_it_does_without_pytorch() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
+@pytest.mark.parametrize("content", [npz(RGB), zipped(FOLDERS)], ids=["npz", "folders"])
+def test_another_process_writes_it_in_the_place_of_one_that_was_cut_short(content: bytes, tmp_path: Path) -> None:
+    path, files = uploaded(tmp_path, content)
+    (tmp_path / "attempt").mkdir()
+    target = tmp_path / "attempt" / "dataset.safetensors"
+    target.write_bytes(b"cut short")
+
+    read_apart(_spec(files), path, target, lambda: None)
+
+    arrays, about = dataset_file.read(target)
+    expected, expected_about = read_upload(path, files)
+    assert all(map(np.array_equal, arrays, expected))
+    assert about == expected_about
+
+
 def test_what_another_process_refuses_reaches_whoever_asked(tmp_path: Path) -> None:
     path, files = uploaded(tmp_path, npz({**RGB, "extra": np.zeros(1)}))
 

@@ -21,8 +21,11 @@ _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 38, 2
 # linux/landlock.h; the numbers are the same on every architecture.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION, _PATH_BENEATH = 1, 1
-_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _MAKE_REG, _TRUNCATE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 8, 1 << 14
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+_REMOVE_FILE, _MAKE_REG, _TRUNCATE = 1 << 5, 1 << 8, 1 << 14
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE
+_OF_OWN_FOLDER = _READ_FILE | _READ_DIR | _WRITE_FILE | _MAKE_REG | _REMOVE_FILE | _TRUNCATE
+"""To put a whole file in the place of another takes the right to remove that one."""
 _FILE_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
 """All that a version knows, so that all of it is taken; later ones know what the fifth does."""
 _SIGNALS_AND_ABSTRACT_SOCKETS = 3
@@ -72,7 +75,7 @@ def _restrict_files(libc: ctypes.CDLL, version: int, read: Iterable[Path], write
     try:
         for path in read:
             _allow(libc, ruleset, path, (_READ_FILE | _READ_DIR) & rights)
-        _allow(libc, ruleset, write, (_READ_FILE | _READ_DIR | _WRITE_FILE | _MAKE_REG | _TRUNCATE) & rights)
+        _allow(libc, ruleset, write, _OF_OWN_FOLDER & rights)
         _checked(libc.syscall(_RESTRICT_SELF, ruleset, 0))
     finally:
         os.close(ruleset)
