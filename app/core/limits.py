@@ -14,7 +14,11 @@ NONE = "none"
 
 
 def _number(value: object) -> object:
-    return UNLIMITED if value == NONE else value
+    if value == NONE:
+        return UNLIMITED
+    if isinstance(value, str) and not value.isdecimal():
+        raise ValueError(f"it is a whole number, or `{NONE}` for no limit")
+    return value
 
 
 Limit = Annotated[int, BeforeValidator(_number), Field(ge=0, le=UNLIMITED)]

@@ -96,6 +96,11 @@ def test_a_broker_that_is_no_redis(nowhere: Secateur, closed_port: int, url: str
     assert "geheim" not in said
 
 
+def test_a_limit_that_is_no_number(nowhere: Secateur) -> None:
+    said = _refused(nowhere.told(SECATEUR_MAX_QUEUED_JOBS="unlimited")("migrate"), 2)
+    assert "SECATEUR_MAX_QUEUED_JOBS: it is a whole number, or `none` for no limit." in said
+
+
 def test_a_misspelt_setting(nowhere: Secateur) -> None:
     assert "SECATEUR_REDIS_ULR" in _refused(nowhere.told(SECATEUR_REDIS_ULR="redis://h")("api"), 2)
 
