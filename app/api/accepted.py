@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import NamedTuple
 
 from fastapi import Request, Response
@@ -55,16 +56,23 @@ def accepted(
     return Response(done.answer, 202, headers, media_type="application/json")
 
 
-async def refuse_upload_early(parts: Parts, tenant: str, route: str, key: str | None, request: Request) -> None:
-    """Before the body is sent, when there is no room for it; unless the request may have been here before."""
+@asynccontextmanager
+async def body_of_upload(
+    parts: Parts, tenant: str, route: str, key: str | None, request: Request
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The body, piece by piece. Raises QuotaExceeded before any of it is sent, when there is no room for what is
+    announced; and as soon as there is none for what has come."""
     announced = int(request.headers.get("content-length", 0))
 
-    def refuse() -> None:
+    def room() -> quotas.Room:
         with parts.sessions.begin() as session:
-            if not is_known(session, tenant, route, key):
-                quotas.admit(session, tenant, parts.terms.limits, more_bytes=announced)
+            if is_known(session, tenant, route, key):
+                return quotas.whole_room(session, tenant, parts.terms.limits)  # it may be what is stored already
+            return quotas.admit(session, tenant, parts.terms.limits, more_bytes=announced)
 
-    await run_in_threadpool(refuse)
+    found = await run_in_threadpool(room)
+    async with aclosing(parts.arrivals.within(found, tenant, request.stream())) as pieces:
+        yield pieces
 
 
 def accepted_upload(

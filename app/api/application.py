@@ -26,6 +26,7 @@ from app.db.session import make_engine, make_sessions
 from app.delivery.loop import MOST, Deliverer
 from app.queue import Queue, Waker
 from app.rates import Rates
+from app.services.uploads import Arrivals
 from app.storage import LocalStore
 from app.sweeping import Round, Sweeper
 
@@ -137,6 +138,7 @@ def _open(settings: Settings, changes: Changes) -> Parts:
         changes=changes,
         rates=Rates(settings.redis_url.get_secret_value()),
         shared=Shared(),
+        arrivals=Arrivals(),
         polls=Pace(POLLS_A_SECOND),
     )
 

@@ -42,6 +42,7 @@ from app.services import jobs, resolving, webhooks
 from app.services.jobs import Terms
 from app.services.keys import Principal, Scope, anybody, authenticate
 from app.services.quotas import charge
+from app.services.uploads import Arrivals
 from app.storage import ArtifactStore
 
 
@@ -60,6 +61,7 @@ class Parts:
     changes: Changes
     rates: Rates
     shared: Shared
+    arrivals: Arrivals
     polls: Pace
 
     @property

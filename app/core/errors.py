@@ -10,7 +10,7 @@ SecateurError
 ├── JobGone 410 · JobChanged 412
 ├── InvalidSpec 422 (with one entry a field), InvalidPatch 422, InvalidParameter 422, InvalidCheckpoint 422,
 │   InvalidDataset 422, IdempotencyKeyReused 422, InvalidWebhook 422, UnexpectedBody 422
-├── QuotaExceeded 429 (with the limit, and what is in use): QueueFull, StorageFull, RateLimited
+├── QuotaExceeded 429 (with the limit, and what is in use): QueueFull, QueueTooShort, StorageFull, RateLimited
 ├── ArtifactUnavailable 500 (the bytes no longer match)
 └── Unavailable 503: StoreFull
 """
@@ -287,6 +287,22 @@ class QueueFull(QuotaExceeded):
         wanted = f", and this is {more} more" if more > 1 else ""
         detail = f"{in_use} jobs wait{wanted}, and {limit} may: send this again when some have begun, or cancel some."
         super().__init__(detail, quota="queued_jobs", limit=limit, in_use=in_use, retry_after=30)
+
+
+class QueueTooShort(QuotaExceeded):
+    # No time mends it.
+    retryable = False
+
+    def __init__(self, limit: int, in_use: int, more: int) -> None:
+        what = "This is a job" if more == 1 else f"These are {more} jobs"
+        mend = "have the limit raised" if limit == 0 else "submit fewer at once, or have the limit raised"
+        super().__init__(
+            f"{what}, and {limit} of the tenant may wait: {mend}.",
+            quota="queued_jobs",
+            limit=limit,
+            in_use=in_use,
+            retry_after=60,
+        )
 
 
 class StorageFull(QuotaExceeded):

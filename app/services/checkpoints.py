@@ -104,7 +104,7 @@ def submit(
     labels: dict[str, str],
     terms: jobs.Terms,
 ) -> JobRow:
-    """Insert the import job of an upload. Raises QueueFull or StorageFull."""
+    """Insert the import job of an upload. Raises QuotaExceeded."""
     spec = ImportSpec(
         kind="import",
         format=upload.format,

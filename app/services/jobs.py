@@ -101,7 +101,7 @@ def insert(
     *,
     parent_job_id: str | None = None,
 ) -> JobRow:
-    """Insert a job of a resolved spec. Its attempts continue the present trace. Raises QueueFull or StorageFull."""
+    """Insert a job of a resolved spec. Its attempts continue the present trace. Raises QuotaExceeded."""
     more_bytes = spec.size if isinstance(spec, UploadSpec) else 0
     quotas.admit(session, tenant, terms.limits, more_bytes=more_bytes)
     new = _new(job_id, tenant, spec, terms, parent_job_id)
@@ -116,7 +116,7 @@ def insert_sweep(
     terms: Terms,
     parent_job_id: str | None = None,
 ) -> JobRow:
-    """Insert a sweep of a resolved spec, and a job for each of its members' specs. Raises QueueFull or StorageFull."""
+    """Insert a sweep of a resolved spec, and a job for each of its members' specs. Raises QuotaExceeded."""
     quotas.admit(session, tenant, terms.limits, jobs=len(specs))
     # Among those of one moment the order of ids decides: members have their turns in the grid's order, and the sweep
     # is listed above them.
@@ -233,7 +233,7 @@ def cancel(session: Session, tenant: str, job_id: str) -> tuple[JobRow, bool]:
 
 def retry(session: Session, tenant: str, job_id: str, limits: Limits) -> JobRow:
     """Queue a failed job again; a sweep waits again, for those members that failed and may do better. Raises
-    JobNotRetryable, UploadNotKept, QueueFull or StorageFull."""
+    JobNotRetryable, UploadNotKept or QuotaExceeded."""
     before = get(session, tenant, job_id)
     if before.kind in UPLOADED_AT and before.error and not before.error["retryable"]:  # the sweeper's own rule
         raise UploadNotKept(f"The job failed as {before.error['code']}, so its file is not kept: upload one anew.")

@@ -7,16 +7,28 @@ from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app.core.errors import QueueFull, RateLimited, StorageFull
+from app.core.errors import QueueFull, QueueTooShort, RateLimited, StorageFull
 from app.core.limits import UNLIMITED, Limits
 from app.db import tenants
 from app.rates import Rates
 from app.services.keys import Principal, refuse_unlawful_tenant
 
 
-def admit(session: Session, tenant: str, defaults: Limits, *, jobs: int = 1, more_bytes: int = 0) -> None:
+class Room(NamedTuple):
+    """Bytes that a tenant may have stored, and has."""
+
+    limit: int
+    stored: int
+
+
+def whole_room(session: Session, tenant: str, defaults: Limits) -> Room:
+    """As if nothing were stored."""
+    return Room(tenants.account(session, tenant, defaults).limits.max_stored_bytes, 0)
+
+
+def admit(session: Session, tenant: str, defaults: Limits, *, jobs: int = 1, more_bytes: int = 0) -> Room:
     """Let so many more jobs of the tenant into the queue, all or none, and with them as many bytes of an upload. Other
-    jobs of the tenant are let in after this transaction. Raises QueueFull or StorageFull."""
+    jobs of the tenant are let in after this transaction. Raises QueueTooShort, QueueFull or StorageFull."""
     limits, stored = tenants.account(session, tenant, defaults)
     if limits.max_queued != UNLIMITED or (more_bytes and limits.max_stored_bytes != UNLIMITED):
         tenants.take_turns(session, tenant)
@@ -27,8 +39,11 @@ def admit(session: Session, tenant: str, defaults: Limits, *, jobs: int = 1, mor
         raise StorageFull(limits.max_stored_bytes, stored, more_bytes)
     if limits.max_queued != UNLIMITED:
         queued = tenants.count_queued(session, tenant)
+        if jobs > limits.max_queued:
+            raise QueueTooShort(limits.max_queued, queued, jobs)
         if queued + jobs > limits.max_queued:
             raise QueueFull(limits.max_queued, queued, jobs)
+    return Room(limits.max_stored_bytes, stored)
 
 
 def charge(rates: Rates, who: Principal, limit: int) -> None:

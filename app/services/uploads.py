@@ -5,13 +5,39 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from app.core.errors import StoreFull
+from app.core.errors import StorageFull, StoreFull
 from app.core.ids import new_job_id
+from app.services.quotas import Room
 from app.storage import ArtifactStore
+
+
+class Arrivals:
+    """Bytes of uploads that are on their way in this process. The database counts what has arrived; of what has not, no
+    tenant should have more than it has room for, or it could fill the disk for all with what is refused at its end."""
+
+    def __init__(self) -> None:
+        self._bytes: Counter[str] = Counter()
+
+    async def within(self, room: Room, tenant: str, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        """The pieces, until with others of the tenant they are more than there was room for. Raises StorageFull, and
+        what `pieces` raises."""
+        own = 0
+        try:
+            async for piece in pieces:
+                own += len(piece)
+                self._bytes[tenant] += len(piece)
+                if room.stored + self._bytes[tenant] > room.limit:
+                    raise StorageFull(room.limit, room.stored, self._bytes[tenant])
+                yield piece
+        finally:
+            self._bytes[tenant] -= own
+            if not self._bytes[tenant]:
+                del self._bytes[tenant]
 
 
 class Draft:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,8 +15,9 @@ from app.db.session import session_scope
 from app.local import Stack
 from app.services import quotas
 from tests.api.conftest import sqlalchemy_url
-from tests.api.test_uploads import SAFETENSORS
-from tests.specs import Document, submit, train_spec
+from tests.api.test_uploads import SAFETENSORS, ZIP
+from tests.specs import Document, submit, sweep_spec, train_spec
+from tests.waiting import wait_until
 
 Limit = Callable[..., None]
 
@@ -53,6 +55,29 @@ def test_of_fifty_submissions_at_once_the_cap_lets_ten_in(newcomer: httpx.Client
             assert (problem["quota"], problem["limit"], problem["in_use"]) == ("queued_jobs", 10, 10)
             assert problem["retryable"]
     assert newcomer.get("/v1/quotas").json()["queued_jobs"] == {"limit": 10, "in_use": 10}
+
+
+@pytest.mark.parametrize(
+    ("most", "spec", "detail"),
+    [
+        (0, train_spec(), "This is a job, and 0 of the tenant may wait: have the limit raised."),
+        (
+            2,
+            sweep_spec(grid={"thresholds": [0.01, 0.02, 0.05]}),
+            "These are 3 jobs, and 2 of the tenant may wait: submit fewer at once, or have the limit raised.",
+        ),
+    ],
+)
+def test_what_never_fits_is_not_to_be_sent_again(
+    most: int, spec: Document, detail: str, newcomer: httpx.Client, limit: Limit
+) -> None:
+    limit(max_queued=most)
+
+    problem = _refused(newcomer.post("/v1/jobs", json=spec))
+
+    assert (problem["quota"], problem["limit"], problem["in_use"]) == ("queued_jobs", most, 0)
+    assert problem["detail"] == detail
+    assert not problem["retryable"]
 
 
 def test_at_the_cap_every_way_in_is_shut_but_for_what_was_let_in_before(
@@ -100,6 +125,34 @@ def test_beyond_the_stored_bytes_nothing_is_let_in(newcomer: httpx.Client, idle_
     newcomer.post(job["links"]["cancel"])
     assert newcomer.get("/v1/quotas").json()["stored_bytes"] == {"limit": size, "in_use": 0}
     submit(newcomer, train_spec())
+
+
+def test_uploads_on_their_way_at_once_have_no_more_than_there_is_room_for(
+    newcomer: httpx.Client, idle_service: Stack, limit: Limit
+) -> None:
+    """None of them announces its size; each alone would fit."""
+    upload = ZIP + bytes(1 << 20)
+    limit(max_stored_bytes=3 * len(upload) // 2)
+    headers, folder = {"Content-Type": "application/octet-stream"}, idle_service.state_dir / "artifacts" / ".uploads"
+    there, refused = set(folder.iterdir()), threading.Event()
+
+    def halting() -> Iterator[bytes]:
+        yield upload[:-1]
+        assert refused.wait(60)
+        yield upload[-1:]
+
+    def arriving() -> bool:
+        return any(path.stat().st_size > len(upload) // 2 for path in set(folder.iterdir()) - there)
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(newcomer.post, "/v1/checkpoints", content=halting(), headers=headers)
+        wait_until(arriving, timeout=30, what="half of the first upload arrives")
+        problem = _refused(newcomer.post("/v1/checkpoints", content=iter([upload]), headers=headers))
+        refused.set()
+        assert first.result().status_code == 202
+
+    assert (problem["quota"], problem["in_use"]) == ("stored_bytes", 0)
+    assert problem["detail"].startswith("The files of your jobs take 0 of")
 
 
 def test_beyond_the_rate_a_tenant_is_refused_and_nobody_else(

@@ -7,7 +7,7 @@ from pydantic import JsonValue
 from starlette.concurrency import run_in_threadpool
 
 from app.api import resources
-from app.api.accepted import Told, accepted_upload, refuse_upload_early
+from app.api.accepted import Told, accepted_upload, body_of_upload
 from app.api.deps import IdempotencyKey, LabelPairs, PartsDep, WriterDep, labels_of, make_router, media_type_of
 from app.api.openapi import ACCEPTED, CHECKPOINT_BODY, problems
 from app.api.schemas import Job
@@ -44,8 +44,8 @@ async def upload_checkpoint(
     of kind `import`; once that has succeeded, its `model.safetensors` can be another job's `source` or `initial`."""
     _refuse_other_media_type(request)
     labels = labels_of(label)
-    await refuse_upload_early(parts, who.tenant, ROUTE, key, request)
-    upload = await checkpoints.receive(parts.store, request.stream())
+    async with body_of_upload(parts, who.tenant, ROUTE, key, request) as pieces:
+        upload = await checkpoints.receive(parts.store, pieces)
     content: JsonValue = {
         "size": upload.size,
         "sha256": upload.sha256,

@@ -9,7 +9,7 @@ from pydantic import JsonValue
 from starlette.concurrency import run_in_threadpool
 
 from app.api import resources
-from app.api.accepted import Told, accepted_upload, refuse_upload_early
+from app.api.accepted import Told, accepted_upload, body_of_upload
 from app.api.deps import (
     IdempotencyKey,
     LabelPairs,
@@ -61,8 +61,8 @@ async def upload_dataset(
     once it is `ready`, a spec may name it as `{"dataset": {"id": …}}`."""
     labels = labels_of(label)
     boundary = _boundary(request)
-    await refuse_upload_early(parts, who.tenant, ROUTE, key, request)
-    upload = await datasets.receive(parts.store, request.stream(), boundary)
+    async with body_of_upload(parts, who.tenant, ROUTE, key, request) as pieces:
+        upload = await datasets.receive(parts.store, pieces, boundary)
     files = [file.model_dump(mode="json") for file in upload.files]
     content: JsonValue = {"files": [*files], "sha256": upload.sha256, "display_name": name, "labels": {**labels}}
     return await run_in_threadpool(
