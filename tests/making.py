@@ -15,5 +15,8 @@ def at_hand() -> list[psutil.Process]:
 
 def _is_one(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):  # nor is one that has ended and is not waited for
-        return makers.__name__ in process.cmdline()
+        # Its starter goes on when the kernel closes its files, a moment before the program has its arguments.
+        while not (words := process.cmdline()):
+            pass
+        return makers.__name__ in words
     return False
