@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 import yaml
 
+from app.core.objects import unique
+
 MAX_DEPTH = 64
 _LOOKS_LIKE_JSON = re.compile(r'\s*\{\s*["}]')  # a brace alone may begin YAML: {kind: train}
 
@@ -43,7 +45,7 @@ def load(source: str) -> dict[str, Any]:
 
 def _json(text: str, name: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise BadDocument(f"{name} is no JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from error
     except (ValueError, RecursionError) as error:
@@ -71,15 +73,6 @@ def _reason(error: Exception) -> str:
 
 def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number that JSON knows")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    seen: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in seen:
-            raise ValueError(f"{key!r} is given twice")
-        seen[key] = value
-    return seen
 
 
 class _Loader(yaml.SafeLoader):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from app.contract.explain import MALFORMED, MOST_ERRORS, FieldError, explain
 from app.core.errors import Malformed, SecateurError, TooDeep
+from app.core.objects import unique
 
 T = TypeVar("T")
 
@@ -26,16 +27,10 @@ def parsed(document: bytes, adapter: TypeAdapter[T], refusal: type[SecateurError
 def refuse_repeated_keys(document: bytes | str) -> None:
     """Raises Malformed where pydantic took the last of two values without a word. The document is one that it has
     accepted: Python's parser bounds neither depth nor the length of a key."""
-    json.loads(document, object_pairs_hook=_distinct)
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise Malformed(f"The key {key!r} is given twice in one object. Send each once.")
-        found[key] = value
-    return found
+    try:
+        json.loads(document, object_pairs_hook=unique)
+    except ValueError as error:
+        raise Malformed(f"The key {error} in one object. Send each once.") from error
 
 
 def refused(found: list[FieldError], refusal: type[SecateurError], what: str) -> SecateurError:
